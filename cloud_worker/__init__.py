@@ -1,0 +1,1 @@
+"""What runs in the cloud (see cloud_worker/README.md)."""

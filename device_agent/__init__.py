@@ -1,0 +1,1 @@
+"""What runs on, or stands for, a device (see device_agent/README.md)."""
