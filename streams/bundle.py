@@ -1,0 +1,268 @@
+"""A bundle: the trained models and item vectors of one version, a directory that is verified when loaded.
+
+::
+
+    manifest.json        what it is, for which data and split, and the SHA-256 of every other file
+    items.msgpack        item ids, titles, categories, in index order
+    device.safetensors   what a device needs (see `DEVICE_TENSORS`)
+    cloud.safetensors    what the cloud needs (see `CLOUD_TENSORS`)
+
+The bundle id is the hash of the file hashes: a changed byte is another bundle, and loading says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from streams.errors import BundleError
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+ITEMS: Final = "items.msgpack"
+DEVICE: Final = "device.safetensors"
+CLOUD: Final = "cloud.safetensors"
+
+PHI: Final = ("cos_cached_recent", "cos_cached_last", "log_gap", "log_age", "spread")
+"""The staleness signals φ, in this order (P = 5); `device_agent.staleness` says what each is."""
+
+DEVICE_TENSORS: Final[Mapping[str, str]] = {
+    "item_vectors": "(N, d) item vectors v_i of the shared space",
+    "item_bias": "(N,) item biases b_i of the shared space",
+    "popularity": "(N,) interactions of each item in the training period",
+    "srm.item_in": "(N, h) the SRM's input embeddings",
+    "srm.norm.weight": "(h,) LayerNorm over the input embedding",
+    "srm.norm.bias": "(h,)",
+    "srm.gru.weight_ih": "(3h, h) GRU, gates in torch's order r, z, n",
+    "srm.gru.weight_hh": "(3h, h)",
+    "srm.gru.bias_ih": "(3h,)",
+    "srm.gru.bias_hh": "(3h,)",
+    "srm.item_out": "(N, h) output embeddings",
+    "srm.bias_out": "(N,) output biases",
+    "phi.mean": "(P,) standardisation of the signals",
+    "phi.scale": "(P,)",
+    "calibrator.gate.weight": "(d, 2d + P) gate over [e, m, standardised phi]",
+    "calibrator.gate.bias": "(d,)",
+    "calibrator.mlp.0.weight": "(H, 2d + P) hidden layer over the same",
+    "calibrator.mlp.0.bias": "(H,)",
+    "calibrator.mlp.2.weight": "(d, H)",
+    "calibrator.mlp.2.bias": "(d,)",
+    "staleness.weight": "(P,) logit of staleness over standardised phi",
+    "staleness.bias": "(1,)",
+    "fusion.alpha": "(1,) weight of the cloud's z-scores; the SRM's have 1 - alpha",
+}
+CLOUD_TENSORS: Final[Mapping[str, str]] = {
+    "projector.0.weight": "(H, T) text vector of a profile to the shared space: linear, GELU, linear",
+    "projector.0.bias": "(H,)",
+    "projector.2.weight": "(d, H)",
+    "projector.2.bias": "(d,)",
+}
+
+
+class Period(msgspec.Struct, frozen=True):
+    """A half-open stretch of event time and how many interactions lie in it."""
+
+    start_ms: int
+    end_ms: int
+    interactions: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle is."""
+
+    format: int
+    bundle_id: str
+    created: str
+    """ISO 8601, UTC."""
+    driftline_version: str
+    dataset: str
+    dataset_hash: str
+    seed: int
+    train: Period
+    valid: Period
+    test: Period
+    n_items: int
+    d: int
+    """Dimension of the shared space."""
+    srm_dim: int
+    encoder: str
+    """Model id of the text encoder: the cloud refuses to run with another."""
+    text_dim: int
+    profile_items: int
+    """Titles in a profile text."""
+    window: int
+    """Interactions that a device keeps and sends."""
+    recency_decay: float
+    """Weight ratio of one interaction to the next newer one, in m."""
+    exclude_seen: bool
+    """The dataset has no repeats: what a user took is not recommended again."""
+    metrics: dict[str, float]
+    """What training measured on the validation period."""
+    files: dict[str, str]
+    """SHA-256 of every other file."""
+
+
+class Items(msgspec.Struct, frozen=True):
+    """The catalogue in index order."""
+
+    ids: list[str]
+    titles: list[str]
+    categories: list[str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded, verified bundle. ``cloud`` is empty where only the device's part was asked for."""
+
+    path: Path
+    manifest: Manifest
+    items: Items
+    device: Mapping[str, npt.NDArray[np.float32]]
+    cloud: Mapping[str, npt.NDArray[np.float32]]
+
+    @property
+    def id(self) -> str:
+        """The bundle id: sixteen hexadecimal digits."""
+        return self.manifest.bundle_id
+
+    @property
+    def id_number(self) -> int:
+        """The bundle id as an unsigned 64-bit number, as it stands in a device record."""
+        return int(self.manifest.bundle_id, 16)
+
+
+def save_bundle(
+    path: Path,
+    manifest: Mapping[str, Any],
+    items: Items,
+    device: Mapping[str, npt.NDArray[np.floating]],
+    cloud: Mapping[str, npt.NDArray[np.floating]],
+) -> Manifest:
+    """Write a bundle directory, whole or not at all.
+
+    Parameters
+    ----------
+    manifest
+        Every field of `Manifest` but format, bundle_id, files.
+
+    Raises
+    ------
+    BundleError
+        A tensor is missing, has the wrong shape, or is not finite.
+    """
+    blobs = {
+        ITEMS: msgspec.msgpack.encode(items),
+        DEVICE: save_tensors({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in sorted(device.items())}),
+        CLOUD: save_tensors({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in sorted(cloud.items())}),
+    }
+    files = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+    full = Manifest(format=FORMAT, bundle_id=_bundle_id(files), files=files, **manifest)
+    _check(full, items, device, cloud, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    for name, blob in blobs.items():
+        (scratch / name).write_bytes(blob)
+    (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(full), indent=2))
+    shutil.rmtree(path, ignore_errors=True)
+    scratch.rename(path)
+    return full
+
+
+def load_bundle(path: Path, *, part: str = "all") -> Bundle:
+    """Read a bundle and verify every byte of it.
+
+    Parameters
+    ----------
+    part
+        ``"device"`` leaves the cloud's tensors out of memory; ``"all"`` reads both.
+
+    Raises
+    ------
+    BundleError
+        It is missing, of another format, or a byte of it changed.
+    """
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        blobs = {name: (path / name).read_bytes() for name in manifest.files}
+    except OSError as exc:
+        raise BundleError(
+            f"bundle {path}: {exc.filename} cannot be read ({exc.strerror})",
+            remedy="make one with `driftline train`, or name another with --bundle",
+        ) from exc
+    except msgspec.MsgspecError as exc:
+        raise BundleError(f"bundle {path}: its manifest is not one of format {FORMAT}: {exc}") from exc
+    if manifest.format != FORMAT:
+        raise BundleError(f"bundle {path}: format {manifest.format}, this version reads {FORMAT}")
+    for name, blob in blobs.items():
+        if (found := hashlib.sha256(blob).hexdigest()) != manifest.files[name]:
+            raise BundleError(
+                f"bundle {path}: {name} was changed after it was written "
+                f"(SHA-256 {found[:12]}…, the manifest says {manifest.files[name][:12]}…)",
+                remedy="copy the bundle again, or train it anew",
+            )
+    if set(manifest.files) != {ITEMS, DEVICE, CLOUD} or manifest.bundle_id != _bundle_id(manifest.files):
+        raise BundleError(f"bundle {path}: its manifest was changed after it was written")
+    try:
+        items = msgspec.msgpack.decode(blobs[ITEMS], type=Items)
+        device = load_tensors(blobs[DEVICE])
+        cloud = load_tensors(blobs[CLOUD])
+    except (msgspec.MsgspecError, SafetensorError) as exc:
+        raise BundleError(f"bundle {path}: {exc}") from exc
+    _check(manifest, items, device, cloud, str(path))
+    return Bundle(path, manifest, items, device, cloud if part == "all" else {})
+
+
+def _bundle_id(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{k} {files[k]}" for k in sorted(files)).encode()).hexdigest()[:16]
+
+
+def _check(
+    manifest: Manifest,
+    items: Items,
+    device: Mapping[str, npt.NDArray[np.floating]],
+    cloud: Mapping[str, npt.NDArray[np.floating]],
+    where: str,
+) -> None:
+    """Names, shapes and finiteness of everything."""
+    n, d, h = manifest.n_items, manifest.d, manifest.srm_dim
+    if not (len(items.ids) == len(items.titles) == len(items.categories) == n > 0):
+        raise BundleError(f"bundle {where}: the manifest says {n} items, the catalogue has {len(items.ids)}")
+    if len(set(items.ids)) != n:
+        raise BundleError(f"bundle {where}: an item id stands twice in the catalogue")
+    sizes = {
+        "N": n,
+        "d": d,
+        "h": h,
+        "3h": 3 * h,
+        "P": len(PHI),
+        "2d + P": 2 * d + len(PHI),
+        "T": manifest.text_dim,
+    }
+    for declared, given in ((DEVICE_TENSORS, device), (CLOUD_TENSORS, cloud)):
+        if missing := sorted(set(declared) - set(given)):
+            raise BundleError(f"bundle {where}: tensor {missing[0]} is missing")
+        for name, meaning in declared.items():
+            wanted = [each.strip() for each in meaning[1 : meaning.index(")")].split(",") if each.strip()]
+            shape = given[name].shape
+            fits = len(shape) == len(wanted) and all(
+                size == sizes.get(symbol, int(symbol) if symbol.isdigit() else size)
+                for size, symbol in zip(shape, wanted, strict=True)
+            )
+            if not fits:
+                raise BundleError(f"bundle {where}: tensor {name} has shape {shape}, wants ({', '.join(wanted)})")
+            if not np.isfinite(given[name]).all():
+                raise BundleError(f"bundle {where}: tensor {name} holds NaN or infinity")
