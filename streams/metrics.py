@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from streams.bulk_histogram import BulkHistogram
+
 _STEP_SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 _IO_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _FRESHNESS_SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
@@ -69,21 +71,21 @@ class DeviceMetrics(DeadLetterMetrics):
             ("arm", "reason"),
             registry=registry,
         )
-        self.staleness = Histogram(
+        self.staleness = BulkHistogram(
             "driftline_staleness_ratio",
             "Staleness of the embedding served with.",
             ("arm",),
             buckets=_UNIT,
             registry=registry,
         )
-        self.gap = Histogram(
+        self.gap = BulkHistogram(
             "driftline_gap_interactions",
             "Interactions since the as_of of the embedding served with.",
             ("arm",),
             buckets=_COUNTS,
             registry=registry,
         )
-        self.freshness = Histogram(
+        self.freshness = BulkHistogram(
             "driftline_freshness_seconds",
             "Wall time from a refresh request to the use of its embedding.",
             ("arm",),
@@ -93,9 +95,10 @@ class DeviceMetrics(DeadLetterMetrics):
         self.ndcg = Counter(
             "driftline_ndcg_at_10_sum_total", "Sum of NDCG@10 over lists served.", ("arm",), registry=registry
         )
-        self.step_seconds = Histogram(
+        self.step_seconds = BulkHistogram(
             "driftline_step_seconds",
             "Compute time of the device step for each interaction.",
+            (),
             buckets=_STEP_SECONDS,
             registry=registry,
         )
