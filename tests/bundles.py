@@ -1,0 +1,93 @@
+"""A small valid bundle with random tensors, for tests that need one and do not care what it learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from streams.bundle import PHI, Bundle, Items, Period, load_bundle, save_bundle
+
+ENCODER_ID = "test-encoder"
+GENRES = ("comedy", "drama", "horror", "science fiction", "animation")
+
+
+def make_bundle(
+    path: Path,
+    *,
+    n_items: int = 200,
+    d: int = 128,
+    seed: int = 0,
+    text_dim: int = 384,
+    encoder_id: str = ENCODER_ID,
+    srm_dim: int = 64,
+    profile_items: int = 10,
+    window: int = 50,
+    exclude_seen: bool = True,
+) -> Bundle:
+    """Write a bundle to `path` and load it again; the same arguments give the same bundle id."""
+    rng = np.random.default_rng(seed)
+    p, h, hidden = len(PHI), srm_dim, 64
+
+    def normal(*shape: int, scale: float = 0.1) -> np.ndarray:
+        return rng.normal(0.0, scale, shape).astype(np.float32)
+
+    popularity = np.sort(rng.zipf(1.5, n_items).clip(max=10_000))[::-1].astype(np.float32)
+    device = {
+        "item_vectors": normal(n_items, d, scale=d**-0.5),
+        "item_bias": normal(n_items),
+        "popularity": popularity,
+        "srm.item_in": normal(n_items, h),
+        "srm.norm.weight": np.ones(h, np.float32),
+        "srm.norm.bias": np.zeros(h, np.float32),
+        "srm.gru.weight_ih": normal(3 * h, h),
+        "srm.gru.weight_hh": normal(3 * h, h),
+        "srm.gru.bias_ih": normal(3 * h),
+        "srm.gru.bias_hh": normal(3 * h),
+        "srm.item_out": normal(n_items, h),
+        "srm.bias_out": normal(n_items),
+        "phi.mean": normal(p),
+        "phi.scale": np.ones(p, np.float32),
+        "calibrator.gate.weight": normal(d, 2 * d + p),
+        "calibrator.gate.bias": np.full(d, 2.0, np.float32),
+        "calibrator.mlp.0.weight": normal(hidden, 2 * d + p),
+        "calibrator.mlp.0.bias": np.zeros(hidden, np.float32),
+        "calibrator.mlp.2.weight": normal(d, hidden),
+        "calibrator.mlp.2.bias": np.zeros(d, np.float32),
+        "staleness.weight": normal(p),
+        "staleness.bias": np.zeros(1, np.float32),
+        "fusion.alpha": np.full(1, 0.5, np.float32),
+    }
+    cloud = {
+        "projector.0.weight": normal(256, text_dim, scale=text_dim**-0.5),
+        "projector.0.bias": normal(256),
+        "projector.2.weight": normal(d, 256),
+        "projector.2.bias": normal(d),
+    }
+    items = Items(
+        ids=[f"i{index}" for index in range(n_items)],
+        titles=[f"Title number {index}" for index in range(n_items)],
+        categories=["|".join(sorted({GENRES[index % 5], GENRES[index % 3]})) for index in range(n_items)],
+    )
+    manifest = {
+        "created": "2026-01-01T00:00:00Z",
+        "driftline_version": "0.1.0",
+        "dataset": "made",
+        "dataset_hash": "0" * 16,
+        "seed": seed,
+        "train": Period(0, 800, 800),
+        "valid": Period(800, 900, 100),
+        "test": Period(900, 1000, 100),
+        "n_items": n_items,
+        "d": d,
+        "srm_dim": srm_dim,
+        "encoder": encoder_id,
+        "text_dim": text_dim,
+        "profile_items": profile_items,
+        "window": window,
+        "recency_decay": 0.8,
+        "exclude_seen": exclude_seen,
+        "metrics": {},
+    }
+    save_bundle(path, manifest, items, device, cloud)
+    return load_bundle(path)
