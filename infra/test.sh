@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Sets Driftline up if needed, lints, type-checks and tests. Arguments go to pytest, which runs in the repository root.
+set -euo pipefail
+# shellcheck source=infra/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+driftline_setup
+
+cd "$ROOT"
+export PATH="$VENV/bin:$PATH"
+for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports"; do
+  printf '== %s\n' "$step" >&2
+  $step
+done
+printf '== pytest %s\n' "$*" >&2
+exec python -m pytest "$@"
