@@ -113,6 +113,11 @@ class DeviceMetrics(DeadLetterMetrics):
             "Device records written to the changelog.",
             registry=registry,
         )
+        self.store_failures = Counter(
+            "driftline_store_failures_total",
+            "Checkpoints that the local store did not take (the changelog has them).",
+            registry=registry,
+        )
         self.restored_records = Counter(
             "driftline_restored_records_total",
             "Changelog records read to restore a partition.",
