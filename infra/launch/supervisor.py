@@ -240,8 +240,8 @@ class Supervisor:
             if self._stopping.is_set() or self._failure or self._processes.get(process.spec.name) is not process:
                 return
             if process.state == "waiting" and self._clock.monotonic() >= process.due_at:
-                self._spawn(process)
                 process.restarts += 1
+                self._spawn(process)
                 self._metrics.restarts.labels(process=process.spec.name, reason=process.left_because).inc()
             elif process.child is not None and (status := process.child.poll()) is not None:
                 self._left(process, process.child, status)
