@@ -444,7 +444,7 @@ class BatchConsumer:
         for record in batch:
             tp = TopicPartition(record.topic, record.partition)
             if tp not in offsets or record.offset + 1 > offsets[tp].offset:
-                offsets[tp] = OffsetAndMetadata(record.offset + 1, "", None)
+                offsets[tp] = OffsetAndMetadata(record.offset + 1, "", -1)
         if not offsets:
             return True
         try:
