@@ -15,7 +15,7 @@ _say() { printf '%s\n' "$*" >&2; }
 # The first Python that answers and is new enough; a launcher that is there but does not run (pyenv's) is passed over.
 _find_python() {
   local name
-  for name in "${DRIFTLINE_PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
+  for name in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
     [ -n "$name" ] || continue
     if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       command -v "$name"
@@ -49,7 +49,7 @@ _check_kafka() {
   fi
   [ -z "${KAFKA_HOME:-}" ] || return 0
   command -v mvn >/dev/null 2>&1 && return 0
-  for cached in "${DRIFTLINE_KAFKA_CACHE:-${XDG_CACHE_HOME:-${HOME:-/}/.cache}/driftline}"/kafka-*/libs; do
+  for cached in "${XDG_CACHE_HOME:-${HOME:-/}/.cache}"/driftline/kafka-*/libs "${HOME:-/}"/Library/Caches/driftline/kafka-*/libs; do
     [ -d "$cached" ] && return 0
   done
   _say "missing: Maven, which fetches Kafka once. Debian, Ubuntu: apt-get install maven; macOS: brew install maven; or set KAFKA_HOME"
@@ -82,7 +82,7 @@ driftline_setup() {
     return 0
   fi
   if ! python="$(_find_python)"; then
-    _say "missing: Python 3.11 or later (python3 is $(python3 --version 2>&1 || true)). Debian, Ubuntu: apt-get install python3 python3-venv; or name one in DRIFTLINE_PYTHON"
+    _say "missing: Python 3.11 or later (python3 is $(python3 --version 2>&1 || true)). Debian, Ubuntu: apt-get install python3 python3-venv; or name one in PYTHON"
     return 1
   fi
   _make_venv "$python" || return 1

@@ -66,8 +66,8 @@ def pinned_version(pom: Path = POM) -> str:
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     """Return where jars of the pinned version are kept once fetched."""
     env = os.environ if environ is None else environ
-    given = env.get("DRIFTLINE_KAFKA_CACHE")
-    root = Path(given) if given else Path(platformdirs.user_cache_dir("driftline"))
+    given = env.get("XDG_CACHE_HOME")
+    root = Path(given) / "driftline" if given else Path(platformdirs.user_cache_dir("driftline"))
     return root / f"kafka-{pinned_version()}" / "libs"
 
 
@@ -119,7 +119,7 @@ def get_jars(environ: Mapping[str, str] | None = None, *, say: Callable[[str], N
     except OSError as problem:
         raise EnvironmentProblem(
             f"Kafka's jars cannot be kept in {libs}: {problem}",
-            remedy="make it writable, or name another folder in DRIFTLINE_KAFKA_CACHE",
+            remedy="make it writable, or name another folder in XDG_CACHE_HOME",
         ) from problem
     fetched = _of_cache(libs)
     if fetched is None:
