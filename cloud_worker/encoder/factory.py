@@ -1,0 +1,35 @@
+"""Which encoder the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloud_worker.encoder.base import Encoder
+from cloud_worker.encoder.model_folder import find_model_folder
+from cloud_worker.encoder.onnx import OnnxEncoder
+from cloud_worker.encoder.openai import OpenAIEncoder
+from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder
+from streams.settings import CloudSettings
+
+
+def make_encoder(settings: CloudSettings, home: Path, threads: int | None = None) -> Encoder:
+    """Load the encoder that `settings` names.
+
+    Parameters
+    ----------
+    home
+        Driftline's folder: exported ONNX graphs are kept under it.
+    threads
+        CPU threads of a local model; None: all cores.
+
+    Raises
+    ------
+    EncoderError
+        The model is missing, cannot be loaded, or its endpoint does not answer.
+    """
+    if settings.encoder == "openai":
+        return OpenAIEncoder(settings.encoder_url, settings.encoder_model, settings.encoder_api_key.get_secret_value())
+    folder = find_model_folder(settings.encoder_model)
+    if settings.encoder == "onnx":
+        return OnnxEncoder.from_model_folder(folder, home / "onnx", threads=threads)
+    return SentenceTransformersEncoder(folder, threads=threads)

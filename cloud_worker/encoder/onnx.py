@@ -1,0 +1,155 @@
+"""The encoder port over ONNX Runtime: the model's own torch graph, exported once, then served without torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from cloud_worker.encoder.base import EncodedBatch, batches_by_length, checked, empty_batch
+from cloud_worker.encoder.model_folder import model_id_of, stay_offline
+from cloud_worker.encoder.onnx_export import GRAPH, META, OUTPUT, TOKENIZER, GraphMeta, write_graph
+from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder
+from streams.errors import EncoderError
+
+FORMAT: Final = 1
+"""Part of the cache folder's name: a change of the export leaves old ones unused."""
+MIN_COSINE: Final = 0.999
+"""Between the graph's and the model's vector of every probe text."""
+PROBES: Final = (
+    "",
+    "Heat (crime, drama)",
+    "天空の城ラピュタ",
+    "one text that is a good deal longer than the others " * 30,
+)
+
+
+class OnnxEncoder:
+    """Runs an exported graph; see `from_model_folder`.
+
+    Parameters
+    ----------
+    exported
+        Folder with the graph, its tokenizer and its numbers.
+    threads
+        Threads of ONNX Runtime; None: all cores.
+    batch_size
+        Texts in one run.
+
+    Raises
+    ------
+    EncoderError
+        A library is missing or the folder is damaged.
+    """
+
+    def __init__(self, exported: Path, *, threads: int | None = None, batch_size: int = 32) -> None:
+        stay_offline()
+        self._batch_size = batch_size
+        try:
+            self._meta = msgspec.json.decode((exported / META).read_bytes(), type=GraphMeta)
+            self._tokenizer = _load_tokenizer(exported / TOKENIZER, self._meta)
+            self._session = _load_session(exported / GRAPH, threads)
+        except ImportError as exc:
+            raise EncoderError(f"the ONNX encoder needs {exc.name}", remedy="install driftline[cloud]") from exc
+        except Exception as exc:  # tokenizers and ONNX Runtime raise bare exceptions
+            raise EncoderError(
+                f"the exported graph in {exported} cannot be used: {exc}", remedy="delete that folder; it is made anew"
+            ) from exc
+        self._inputs = [each.name for each in self._session.get_inputs()]
+
+    @classmethod
+    def from_model_folder(
+        cls, folder: Path, exports: Path, *, threads: int | None = None, batch_size: int = 32
+    ) -> OnnxEncoder:
+        """Serve a sentence-transformers model folder.
+
+        The first use of a model exports it (seconds, needs torch) to a folder of `exports` named for its contents.
+
+        Raises
+        ------
+        EncoderError
+            It cannot be exported, or its graph does not equal the model.
+        """
+        exported = exports / f"{model_id_of(folder)}-v{FORMAT}"
+        if not exported.is_dir():
+            _export_atomically(folder, exported)
+        return cls(exported, threads=threads, batch_size=batch_size)
+
+    @property
+    def model_id(self) -> str:
+        """The same as that of sentence-transformers over the same folder."""
+        return self._meta.model_id
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._meta.dim
+
+    def encode(self, texts: Sequence[str]) -> EncodedBatch:
+        """Encode (B,) texts; what is longer than the model's maximum is cut.
+
+        Raises
+        ------
+        EncoderError
+            The graph answered something that is no vector.
+        """
+        if not texts:
+            return empty_batch(self.dim)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        tokens = np.empty(len(texts), np.int64)
+        for rows in batches_by_length(texts, self._batch_size):
+            encodings = self._tokenizer.encode_batch([texts[row] for row in rows])
+            features = {
+                "input_ids": np.array([each.ids for each in encodings], np.int64),
+                "attention_mask": np.array([each.attention_mask for each in encodings], np.int64),
+                "token_type_ids": np.array([each.type_ids for each in encodings], np.int64),
+            }
+            tokens[rows] = features["attention_mask"].sum(axis=1)
+            (vectors[rows],) = self._session.run([OUTPUT], {name: features[name] for name in self._inputs})
+        return checked(vectors, tokens, len(texts), self.dim, self.model_id)
+
+
+def _export_atomically(folder: Path, target: Path) -> None:
+    """Whole or not at all, and only after the graph was shown to equal the model."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        write_graph(folder, model_id_of(folder), scratch)
+        wanted = SentenceTransformersEncoder(folder, device="cpu").encode(PROBES).vectors
+        found = OnnxEncoder(scratch).encode(PROBES).vectors
+        if (worst := float((wanted * found).sum(axis=1).min())) < MIN_COSINE:
+            raise EncoderError(
+                f"the ONNX graph of {folder} differs from the model: cosine {worst:.4f} on a probe text",
+                remedy="use the encoder 'sentence-transformers'",
+            )
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was quicker and made the same
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _load_tokenizer(path: Path, meta: GraphMeta) -> Any:
+    from tokenizers import Tokenizer  # noqa: PLC0415 - only machines that encode have it
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(max_length=meta.max_tokens)
+    tokenizer.enable_padding(pad_id=meta.pad_id, pad_token=meta.pad_token)
+    return tokenizer
+
+
+def _load_session(graph: Path, threads: int | None) -> Any:
+    import onnxruntime  # noqa: PLC0415 - only machines that encode have it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
