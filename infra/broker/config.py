@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 LOOPBACK = "127.0.0.1"
 
 _FIXED = {
@@ -49,13 +47,13 @@ _FIXED = {
 }
 
 
-def server_properties(log_dir: Path, port: int, controller_port: int) -> str:
+def server_properties(log_dir: str, port: int, controller_port: int) -> str:
     """Return the server's properties file for these ports.
 
     Parameters
     ----------
     log_dir
-        Where Kafka keeps its data.
+        Where Kafka keeps its data, relative to the directory that it runs in.
     port
         The port that clients use.
     controller_port
@@ -63,23 +61,12 @@ def server_properties(log_dir: Path, port: int, controller_port: int) -> str:
     """
     settings = {
         **_FIXED,
-        "log.dirs": str(log_dir),
+        "log.dirs": log_dir,
         "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
         "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
     }
-    return "".join(f"{name}={_escaped(value)}\n" for name, value in settings.items())
-
-
-def _escaped(value: str) -> str:
-    """Escape a value for Java's properties format, which is ASCII and takes a backslash as an escape."""
-    value = value.replace("\\", "\\\\")
-    return "".join(c if c.isascii() else "".join(f"\\u{u:04x}" for u in _utf16(c)) for c in value)
-
-
-def _utf16(character: str) -> list[int]:
-    raw = character.encode("utf-16-be")
-    return [int.from_bytes(raw[i : i + 2], "big") for i in range(0, len(raw), 2)]
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 LOG4J = """<?xml version="1.0" encoding="UTF-8"?>

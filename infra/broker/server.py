@@ -232,19 +232,20 @@ class Broker:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(data, ignore_errors=True)
         properties = self._dir / "format.properties"
-        properties.write_text(server_properties(staging, 1, 2), encoding="ascii")
+        properties.write_text(server_properties(staging.name, 1, 2), encoding="ascii")
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = [
-            *self._java(java, ["-Xmx128m", "-XX:TieredStopAtLevel=1"], self.log_file.with_name("format.log")),
+            *self._java(java, ["-Xmx128m", "-XX:TieredStopAtLevel=1"], "logs/format.log"),
             "kafka.tools.StorageTool",
             "format",
             f"--cluster-id={cluster_id}",
-            f"--config={properties}",
+            f"--config={properties.name}",
         ]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
-            )
+                command, cwd=self._dir, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=FORMAT_TIMEOUT_S, check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as problem:
             raise BrokerError(f"Kafka had not formatted {staging} after {FORMAT_TIMEOUT_S:g} s") from problem
         if done.returncode != 0:
@@ -255,11 +256,11 @@ class Broker:
 
     def _launch(self, java: Java, port: int, lock: IO[str]) -> None:
         properties = self._dir / "server.properties"
-        properties.write_text(server_properties(self._dir / "data", port, free_port()), encoding="ascii")
+        properties.write_text(server_properties("data", port, free_port()), encoding="ascii")
         command = [
-            *self._java(java, [f"-Xmx{self._heap_mb}m", "-Xms64m", "-XX:+ExitOnOutOfMemoryError"], self.log_file),
+            *self._java(java, [f"-Xmx{self._heap_mb}m", "-Xms64m", "-XX:+ExitOnOutOfMemoryError"], "logs/server.log"),
             "kafka.Kafka",
-            str(properties),
+            properties.name,
         ]
         guarded = [sys.executable, "-I", "-S", str(_GUARD), str(self.output_file), str(os.getpid())]
         self._guard = subprocess.Popen(
@@ -277,7 +278,11 @@ class Broker:
             raise BrokerError(f"Java did not start: {' '.join(command[:1])}; see {self.output_file}")
         self._pid = int(line)
 
-    def _java(self, java: Java, options: list[str], log: Path) -> list[str]:
+    def _java(self, java: Java, options: list[str], log: str) -> list[str]:
+        """Return the front of a command that is to run in the broker's directory.
+
+        All its paths, and those in the properties, are relative: Kafka and log4j take a comma for the end of one.
+        """
         assert self._jars is not None
         log4j = self._dir / "log4j2.xml"
         log4j.write_text(LOG4J, encoding="utf-8")
@@ -286,7 +291,7 @@ class Broker:
             *options,
             "-XX:+UseSerialGC",
             "-Djava.awt.headless=true",
-            f"-Dlog4j2.configurationFile={log4j}",
+            f"-Dlog4j2.configurationFile={log4j.name}",
             f"-Ddriftline.log={log}",
             "-cp",
             f"{self._jars.libs}{os.sep}*",
@@ -329,10 +334,12 @@ class Broker:
         return self._wanted_port
 
     def _tail(self, count: int) -> str:
+        """Return the last lines of the log and of what Java printed, without the stack's."""
         lines: list[str] = []
         for path in (self.log_file, self.output_file):
             with contextlib.suppress(OSError):
-                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+                written = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines += [line for line in written if not line.startswith("\tat ")][-count:]
         return "\n".join(lines) or "(the log is empty)"
 
 

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from infra.broker import find_jars, find_java, get_jars, pinned_version
-from infra.broker.config import server_properties
 from infra.broker.java import parse_java_version
 from streams.errors import EnvironmentProblem
 
@@ -127,11 +126,6 @@ def test_a_kafka_home_comes_before_the_cache(tmp_path: Path) -> None:
     found = find_jars({"KAFKA_HOME": str(tmp_path)})
     assert found is not None
     assert (found.source, found.version) == ("KAFKA_HOME", "4.2.0")
-
-
-def test_server_properties_carry_any_path() -> None:
-    text = server_properties(Path("/tmp/a b/ü\\𝄞"), 1, 2)
-    assert "log.dirs=/tmp/a b/\\u00fc\\\\\\ud834\\udd1e\n" in text
 
 
 def test_compose_and_maven_pin_the_same_kafka() -> None:
