@@ -1,0 +1,83 @@
+"""Repairing a stale embedding on the device.
+
+With x = [e, m, φ_standardised], the cached embedding, the recency-weighted mean of what was taken since, and the
+staleness signals::
+
+    gate = σ(W_g x + b_g)
+    ê    = e + (1 - gate) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)         MLP: linear, GELU (erf), linear
+
+At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights.
+
+Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the abstract; the tanh is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erf
+
+Floats = npt.NDArray[np.float32]
+
+
+class Calibrator:
+    """The gate and the MLP of a bundle.
+
+    The gate and the first layer of the MLP read the same input, so they are one matrix; the standardisation of φ and
+    the constants of the GELU are folded into the weights.
+
+    Parameters
+    ----------
+    tensors
+        Those of `streams.bundle.DEVICE_TENSORS` that begin with ``calibrator.`` and ``phi.``.
+    """
+
+    def __init__(self, tensors: Mapping[str, Floats]) -> None:
+        gate, first, second = (
+            tensors[f"calibrator.{each}.weight"].astype(np.float64) for each in ("gate", "mlp.0", "mlp.2")
+        )
+        self.dim = d = gate.shape[0]
+        mean, scale = tensors["phi.mean"].astype(np.float64), tensors["phi.scale"].astype(np.float64)
+        # gelu(z) = z/√2 · √2/2 · (1 + erf(z/√2)): with z/√2 as what the matrix yields, two constants disappear.
+        weight = np.concatenate([gate, first / np.sqrt(2)])
+        bias = np.concatenate([tensors["calibrator.gate.bias"], tensors["calibrator.mlp.0.bias"] / np.sqrt(2)])
+        weight[:, 2 * d :] /= scale
+        bias = bias - weight[:, 2 * d :] @ mean
+        self._joint = np.ascontiguousarray(weight.T, dtype=np.float32)
+        self._joint_bias = bias.astype(np.float32)
+        self._second = np.ascontiguousarray(second.T * (np.sqrt(2) / 2), dtype=np.float32)
+        self._second_bias = tensors["calibrator.mlp.2.bias"].astype(np.float32)
+
+    def __call__(self, embedding: Floats, recent: Floats, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
+        """Calibrated embeddings ê.
+
+        Parameters
+        ----------
+        embedding, recent
+            (R, d) cached embeddings e, and means m of what was taken since (zero where nothing was).
+        phi
+            (R, P) signals as `device_agent.staleness` gives them, not standardised.
+        gap
+            (R,) interactions since as_of.
+
+        Returns
+        -------
+        (R, d) float32
+        """
+        y = np.concatenate([embedding, recent, phi], axis=1) @ self._joint
+        y += self._joint_bias
+        inner = y[:, self.dim :]
+        hidden = erf(inner)
+        hidden += np.float32(1)
+        hidden *= inner
+        change: Floats = hidden @ self._second
+        change += self._second_bias
+        change -= embedding
+        closed = np.exp(y[:, : self.dim])  # 1 - σ(z) = 1 / (1 + e^z)
+        closed += np.float32(1)
+        change /= closed
+        change *= np.tanh(gap * np.float32(0.25))[:, None].astype(np.float32, copy=False)
+        change += embedding
+        return change

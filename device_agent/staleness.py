@@ -1,0 +1,164 @@
+"""How stale is a cached embedding: the signals φ, and the score that a bundle's model makes of them.
+
+The signals (P = 5, in the order of `streams.bundle.PHI`) compare the cached embedding e with what the device has done
+since. v̂ is an item vector of length one and m the recency-weighted mean of the v̂ since the embedding's as_of,
+m = Σ γ^j v̂_(t-j) / Σ γ^j with γ the manifest's ``recency_decay``:
+
+====================  ======================================================================================
+cos_cached_recent     cos(e, m); 1 while there is no m (gap 0, or only items the bundle does not know since)
+cos_cached_last       cos(e, v̂ of the last item); 0 on a device without a history
+log_gap               ln(1 + interactions since as_of)
+log_age               ln(1 + hours of event time since the embedding was asked for)
+spread                1 - ‖m‖: 0 where the recent items agree, near 1 where they point everywhere; 0 without an m
+====================  ======================================================================================
+
+Staleness s = σ(w · φ_standardised + b); reliability is 1 - s; without an embedding s = 1.
+
+Source: SCaLRec (arXiv 2601.22543), "reliability of cached semantics": a reconstruction from the abstract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.bundle import PHI
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+COS_RECENT: Final = PHI.index("cos_cached_recent")
+COS_LAST: Final = PHI.index("cos_cached_last")
+LOG_GAP: Final = PHI.index("log_gap")
+LOG_AGE: Final = PHI.index("log_age")
+SPREAD: Final = PHI.index("spread")
+
+_PER_HOUR: Final = 1 / 3_600_000
+_TINY: Final = np.float32(1e-30)
+_BLOCK: Final = 256
+"""Rows at a time in `recent_of_window`: 256 × 50 items × 128 floats are 6.5 MB."""
+
+
+def unit_vectors(vectors: Floats) -> Floats:
+    """(n, d) vectors with length one; a zero vector stays zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return directions
+
+
+class StalenessModel:
+    """The bundle's staleness score, with the standardisation of φ folded into its weights."""
+
+    def __init__(self, tensors: Mapping[str, Floats]) -> None:
+        weight = tensors["staleness.weight"] / tensors["phi.scale"]
+        self._weight = np.ascontiguousarray(weight, dtype=np.float32)
+        self._bias = np.float32(tensors["staleness.bias"][0] - weight @ tensors["phi.mean"])
+
+    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_]) -> Floats:
+        """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding."""
+        s: Floats = np.matmul(phi, self._weight)
+        s += self._bias
+        np.negative(s, out=s)
+        np.exp(s, out=s)
+        s += np.float32(1)
+        np.reciprocal(s, out=s)
+        if np.count_nonzero(has_embedding) != has_embedding.size:
+            s[~has_embedding] = 1
+        return s
+
+
+def log_age(age_ms: Ints) -> npt.NDArray[np.float64]:
+    """ln(1 + age in hours), of ages of at least 0."""
+    logged: npt.NDArray[np.float64] = np.log1p(age_ms * _PER_HOUR)
+    return logged
+
+
+def write_signals(
+    phi: Floats,
+    *,
+    embedding: Floats,
+    recent_sum: Floats,
+    recent_norm: Floats,
+    last: Floats,
+    gap: Ints,
+    age_ms: Ints,
+) -> None:
+    """Compute φ into `phi` (B, A, P).
+
+    Parameters
+    ----------
+    embedding
+        (B, A, d) cached embeddings e.
+    recent_sum, recent_norm
+        (B, A, d) and (B, A): Σ γ^j v̂ and Σ γ^j since as_of; the norm is 0 where there was nothing.
+    last
+        (B, d) v̂ of the last item, zero where there is none.
+    gap
+        (B, A) interactions since as_of, at least 0.
+    age_ms
+        (B, A) event time since the embedding was asked for, at least 0.
+    """
+    e_length = np.sqrt(np.vecdot(embedding, embedding))
+    e_length += _TINY
+    m_length = np.sqrt(np.vecdot(recent_sum, recent_sum))
+    cosine = np.vecdot(embedding, recent_sum)
+    cosine /= e_length
+    cosine /= m_length + _TINY
+    known = recent_norm > 0
+    m_length /= np.maximum(recent_norm, np.float32(1))
+    if np.count_nonzero(known) != known.size:
+        cosine[~known] = 1
+        m_length[~known] = 1
+    phi[..., COS_RECENT] = cosine
+    phi[..., SPREAD] = np.float32(1) - m_length
+    cosine = np.vecdot(embedding, last[:, None, :])
+    cosine /= e_length
+    phi[..., COS_LAST] = cosine
+    phi[..., LOG_GAP] = np.log1p(gap)
+    phi[..., LOG_AGE] = log_age(age_ms)
+
+
+def recent_of_window(
+    history_items: npt.NDArray[np.int32],
+    history_len: Ints,
+    gap: Ints,
+    directions: Floats,
+    decay: float,
+) -> tuple[Floats, Floats]:
+    """Σ γ^j v̂ and Σ γ^j over the interactions since as_of, from the history ring.
+
+    An embedding that arrives late has missed `gap` interactions; the sums cover the last min(gap, W) items in the
+    ring. The gap also counts interactions with items that the bundle does not know, so where there were such, some
+    items from before as_of are in the sums too.
+
+    Parameters
+    ----------
+    history_items
+        (B, W) ring of item indexes; the newest is in slot (history_len - 1) mod W.
+    history_len, gap
+        (B,) items pushed into the ring, and interactions since as_of.
+    directions
+        (N, d) unit item vectors.
+    decay
+        γ.
+
+    Returns
+    -------
+    (B, d) sums and (B,) norms
+    """
+    window = history_items.shape[1]
+    covered = np.minimum(np.minimum(gap, history_len), window)
+    back = np.arange(int(covered.max(initial=0)))
+    weight = (back[None, :] < covered[:, None]) * np.float64(decay) ** back
+    slots = (history_len[:, None] - 1 - back) % window
+    items = np.take_along_axis(history_items, slots, axis=1)
+    sums = np.zeros((len(gap), directions.shape[1]), np.float32)
+    weight32 = weight.astype(np.float32)
+    for start in range(0, len(gap) if len(back) else 0, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        sums[rows] = np.matmul(weight32[rows, None, :], directions.take(items[rows], axis=0))[:, 0]
+    norms: Any = weight.sum(axis=1)
+    return sums, norms.astype(np.float32)
