@@ -112,3 +112,7 @@ class TrainingError(DriftlineError):
 
 class ProcessFailed(DriftlineError):
     """A supervised process keeps failing."""
+
+
+EXIT_RESTART = 70
+"""A process that ends by CheckpointFailed leaves with this code, and its supervisor starts it again."""
