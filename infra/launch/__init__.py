@@ -14,11 +14,10 @@ makes SIGTERM and SIGHUP equal to Ctrl-C.
 from infra.launch.child import ProcessSpec, last_lines
 from infra.launch.events import ProcessStatus, SupervisorEvent
 from infra.launch.interrupt import like_ctrl_c
-from infra.launch.restart_policy import EXIT_RESTART, RestartPolicy
+from infra.launch.restart_policy import RestartPolicy
 from infra.launch.supervisor import STOP_S, Supervisor
 
 __all__ = [
-    "EXIT_RESTART",
     "STOP_S",
     "ProcessSpec",
     "ProcessStatus",

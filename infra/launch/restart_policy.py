@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, replace
 
-EXIT_RESTART = 70
-"""A worker leaves with this code when a checkpoint's outcome is unknown: its next start restores from the changelog."""
+from streams.errors import EXIT_RESTART
 
 _SIGNAL_BASE = 128
 

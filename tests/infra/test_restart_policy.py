@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.launch.restart_policy import (
-    EXIT_RESTART,
     Finished,
     GiveUp,
     Record,
@@ -20,6 +19,7 @@ from infra.launch.restart_policy import (
     reason,
 )
 from streams.clock import ManualClock
+from streams.errors import EXIT_RESTART
 
 POLICY = RestartPolicy()
 FAILURES = st.integers(1, 255)
