@@ -152,6 +152,19 @@ def end_offsets(kafka: KafkaSettings, topic: str, *, read_committed: bool = True
         return _end_offsets(admin, topic, _partitions(admin, topic), read_committed=read_committed)
 
 
+def retained_records(kafka: KafkaSettings, topics: Iterable[TopicInfo]) -> dict[str, int]:
+    """How many offsets of each topic are still there: its records, and what compaction and transactions left."""
+    with admin_client(kafka) as admin:
+        pairs = [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
+        total = dict.fromkeys((pair.topic for pair in pairs), 0)
+        if not pairs:
+            return total
+        for spec, sign in ((OffsetSpec.LATEST, 1), (OffsetSpec.EARLIEST, -1)):
+            for tp, found in admin.list_partition_offsets(dict.fromkeys(pairs, spec)).items():
+                total[tp.topic] += sign * found.offset
+        return total
+
+
 class LagProbe:
     """How far a group is behind on a topic; keeps its connection, so that asking costs two round trips.
 
@@ -226,29 +239,31 @@ def _create(admin: KafkaAdminClient, specs: Sequence[TopicSpec], replication: in
     return created
 
 
+def mismatch(spec: TopicSpec, info: TopicInfo) -> TopicMismatch | None:
+    """Say how a topic differs from what it must be; None when it is as it must be."""
+    if info.partitions != spec.partitions:
+        return TopicMismatch(
+            f"topic {spec.name} has {info.partitions} partitions, the settings want {spec.partitions}",
+            remedy=f"set kafka.partitions to {info.partitions}, use another kafka.topic_prefix, or, if its records "
+            "are of no use, delete it with `driftline topics delete`",
+        )
+    for key in VERIFIED:
+        wanted, has = spec.config.get(key), info.config.get(key, "")
+        if wanted is not None and _normal(has) != _normal(wanted):
+            return TopicMismatch(
+                f"topic {spec.name} has {key}={has}, Driftline wants {key}={wanted}",
+                remedy=f"alter it (kafka-configs.sh --alter --entity-type topics --entity-name {spec.name} "
+                f"--add-config {key}={wanted}), use another kafka.topic_prefix, or delete it with "
+                "`driftline topics delete`",
+            )
+    return None
+
+
 def _verify(specs: Sequence[TopicSpec], found: dict[str, TopicInfo]) -> None:
     for spec in specs:
         info = found.get(spec.name)
-        if info is None:
-            continue
-        if info.partitions != spec.partitions:
-            raise TopicMismatch(
-                f"topic {spec.name} has {info.partitions} partitions, the settings want {spec.partitions}",
-                remedy=f"set kafka.partitions to {info.partitions}, use another kafka.topic_prefix, or, if its records "
-                "are of no use, delete it with `driftline topics delete`",
-            )
-        for key in VERIFIED:
-            wanted = spec.config.get(key)
-            if wanted is None:
-                continue
-            has = info.config.get(key, "")
-            if _normal(has) != _normal(wanted):
-                raise TopicMismatch(
-                    f"topic {spec.name} has {key}={has}, Driftline wants {key}={wanted}",
-                    remedy=f"alter it (kafka-configs.sh --alter --entity-type topics --entity-name {spec.name} "
-                    f"--add-config {key}={wanted}), use another kafka.topic_prefix, or delete it with "
-                    "`driftline topics delete`",
-                )
+        if info is not None and (problem := mismatch(spec, info)):
+            raise problem
 
 
 def _normal(value: str) -> frozenset[str]:
