@@ -137,7 +137,9 @@ class CheckpointedPartition:
         self._open = True
         self._metrics.restored_records.inc(restored)
         self._metrics.restore_seconds.observe(self._clock.monotonic() - started)
-        self._logger.info("restored", records=restored, interactions=position.interactions, changelog=self._changelog_offset)
+        self._logger.info(
+            "restored", records=restored, interactions=position.interactions, changelog=self._changelog_offset
+        )
         return position
 
     async def _restore(self) -> tuple[Position, int]:
@@ -170,9 +172,7 @@ class CheckpointedPartition:
             await self._log.begin()
             await self._log.send_outputs(taken.outputs)
             self._on_step("outputs-sent")
-            await self._log.send_changelog(
-                [*taken.changed, (POSITION_KEY, msgspec.msgpack.encode(taken.position))]
-            )
+            await self._log.send_changelog([*taken.changed, (POSITION_KEY, msgspec.msgpack.encode(taken.position))])
             self._on_step("changelog-sent")
             self._changelog_offset = await self._log.commit()
             self.committed = taken.position

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from device_agent.checkpoint import StoreAheadOfChangelog
 from device_agent.store import Position
 from streams.errors import CheckpointFailed
 from streams.records import OutgoingRecord
@@ -81,6 +82,8 @@ class MemoryLog:
     async def read_changelog(self, start: int) -> AsyncIterator[tuple[list[tuple[bytes, bytes]], int]]:
         """Everything from `start`, in batches of 100."""
         log = self._topics.changelog
+        if start > len(log):
+            raise StoreAheadOfChangelog(f"the changelog ends at {len(log)}, the store has read up to {start}")
         for at in range(start, len(log), 100):
             batch = log[at : at + 100]
             yield batch, at + len(batch)

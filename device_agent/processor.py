@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from device_agent.agent import DeviceCore, StepResult, Wave
+from device_agent.agent import FATES, DeviceCore, StepResult, Wave
 from device_agent.cache import RecordCache
 from device_agent.store import Position, Store
 from device_agent.waves import cut_waves
@@ -39,7 +39,7 @@ from streams.events import (
     unpack_vector,
 )
 from streams.experiment.arms import Experiment
-from streams.experiment.ranking_metrics import ndcg_at_k
+from streams.experiment.ranking_metrics import ndcg_at
 from streams.metrics import DeviceMetrics
 from streams.records import OutgoingRecord
 from streams.topics import Topics
@@ -169,9 +169,8 @@ class PartitionProcessor:
                 accepted.append(_Accepted(record.offset, key, event, _traceparent(record.headers)))
                 if event.item_id not in self._item_index:
                     self._reject(topic, record, _unknown_item(event.item_id, self._bundle.id))
-        for wave in cut_waves([each.key for each in accepted]):
-            for start in range(0, len(wave), MAX_WAVE):
-                self._step([accepted[i] for i in wave[start : start + MAX_WAVE]], now_ms)
+        for wave in cut_waves([each.key for each in accepted], limit=MAX_WAVE):
+            self._step([accepted[i] for i in wave], now_ms)
         self._advance(interactions=records[-1].offset + 1)
 
     def _step(self, events: list[_Accepted], now_ms: int) -> None:
@@ -302,7 +301,7 @@ class PartitionProcessor:
             if not rows.any():
                 continue
             metrics.recommendations.labels(spec.name, spec.policy).inc(int(rows.sum()))
-            metrics.ndcg.labels(spec.name).inc(float(ndcg_at_k(result.rank[rows, arm], 10).sum()))
+            metrics.ndcg.labels(spec.name).inc(float(ndcg_at(result.rank[rows, arm], 10).sum()))
             metrics.staleness.observe(result.staleness[rows, arm], spec.name)
             gaps = result.gap[rows, arm]
             metrics.gap.observe(gaps[gaps >= 0], spec.name)
@@ -353,7 +352,7 @@ class PartitionProcessor:
         for arm, name in enumerate(self._arm_names):
             for fate in np.unique(fates[arms == arm]).tolist():
                 which = (arms == arm) & (fates == fate)
-                reason = self._core.fates[fate]
+                reason = FATES[fate]
                 if reason == "applied":
                     self._metrics.embeddings_applied.labels(name).inc(int(which.sum()))
                     self._metrics.freshness.observe(np.maximum(now_ms - requested_at_ms[which], 0) / 1000, name)
@@ -369,7 +368,9 @@ class PartitionProcessor:
                 reason="other-bundle",
             )
         if embedding.arm not in self._arm_index:
-            raise RecordError(f"embedding for arm {embedding.arm!r}, which this worker does not run", reason="unknown-arm")
+            raise RecordError(
+                f"embedding for arm {embedding.arm!r}, which this worker does not run", reason="unknown-arm"
+            )
         try:
             vector, candidates = unpack_vector(embedding.vector), unpack_items(embedding.candidates)
         except ValueError as exc:

@@ -22,7 +22,7 @@ from device_agent.lmdb_store import LmdbStore, boot_id
 from device_agent.processor import PartitionProcessor, ProcessorOptions
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
-from streams.errors import CheckpointFailed, DriftlineError
+from streams.errors import EXIT_RESTART, CheckpointFailed
 from streams.experiment.arms import Experiment
 from streams.health import HealthServer, write_status
 from streams.kafka_admin import ensure_topics
@@ -31,8 +31,6 @@ from streams.metrics import DeviceMetrics
 from streams.settings import Settings
 from streams.topics import Topics
 
-EXIT_RESTART: Final = 70
-"""Exit status of a worker whose checkpoint has an unknown outcome: start it again."""
 BROKER_WAIT_S: Final = 120.0
 """A worker cannot start while the broker is down; after a crash the broker takes tens of seconds."""
 LOOP_SILENCE_S: Final = 30.0
@@ -89,9 +87,7 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     state = options.state_dir / (topics.prefix.strip(".") or "default")
 
     def make(number: int) -> CheckpointedPartition:
-        store = LmdbStore(
-            state / str(number), map_size=int(settings.device.map_size_gb * 2**30), boot=boot_id()
-        )
+        store = LmdbStore(state / str(number), map_size=int(settings.device.map_size_gb * 2**30), boot=boot_id())
         processor = PartitionProcessor(
             number,
             core=core,
@@ -160,8 +156,6 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
                 continue
         await host.close_all(checkpoint=True)
         await app.stop()
-    except DriftlineError:
-        raise
     finally:
         health.stop()
     log.info("stopped")

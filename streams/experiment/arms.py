@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from streams.errors import SettingsError
 
@@ -96,15 +96,15 @@ def parse_arm(text: str) -> ArmSpec:
     return _checked(ArmSpec(name.strip() if equals else name, policy.strip(), params), text)
 
 
-def parse_arms(texts: Iterable[str], *, name: str = "adhoc") -> Experiment:
-    """A paired experiment from arm flags.
+def parse_arms(texts: Iterable[str], *, name: str = "adhoc", design: Design = "paired", salt: str = "") -> Experiment:
+    """An experiment from arm flags.
 
     Raises
     ------
     SettingsError
         No arm, too many, or two of one name.
     """
-    return _experiment(name, [parse_arm(text) for text in texts], "paired", "")
+    return _experiment(name, [parse_arm(text) for text in texts], design, salt)
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -140,10 +140,21 @@ def load_experiment(path: Path) -> Experiment:
             raise SettingsError(f"experiment file {path}: arm {name or policy!r} has a parameter that is no scalar")
         bare = ArmSpec("x", policy, params)
         specs.append(_checked(ArmSpec(str(name), policy, params), str(path)) if name else parse_arm(bare.flag()[2:]))
-    design = head.get("design", "paired")
-    if design not in ("paired", "split"):
-        raise SettingsError(f"experiment file {path}: design is {design!r}, wants 'paired' or 'split'")
-    return _experiment(str(head.get("name", path.stem)), specs, cast("Design", design), str(head.get("salt", "")))
+    design = as_design(head.get("design", "paired"), f"experiment file {path}: design")
+    return _experiment(str(head.get("name", path.stem)), specs, design, str(head.get("salt", "")))
+
+
+def as_design(text: object, where: str) -> Design:
+    """Check that it is a design.
+
+    Raises
+    ------
+    SettingsError
+        It is none.
+    """
+    if text not in ("paired", "split"):
+        raise SettingsError(f"{where} is {text!r}, wants 'paired' or 'split'")
+    return text
 
 
 def _experiment(name: str, arms: list[ArmSpec], design: Design, salt: str) -> Experiment:

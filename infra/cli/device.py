@@ -1,0 +1,59 @@
+"""`driftline device`: one device worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli._context import CliContext
+
+
+def device(
+    ctx: typer.Context,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Bundle folder; the newest one of the dataset by default.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC", help="An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat for more. Default: every-n:n=20."
+        ),
+    ] = None,
+    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    design: Annotated[
+        str, typer.Option(help="paired: each device runs all arms. split: each device has one.")
+    ] = "paired",
+    salt: Annotated[str, typer.Option(help="Of the split, so that two experiments split differently.")] = "",
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="LMDB state of this worker; two workers must not share one.")
+    ] = None,
+    status_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write this worker's pid and url once it serves.")
+    ] = None,
+) -> None:
+    """Run a device worker: it applies interactions, serves, scores staleness, asks for refreshes."""
+    from device_agent.worker import WorkerOptions, run_device_worker
+    from infra.bundles import choose_bundle
+    from streams.errors import SettingsError
+    from streams.experiment.arms import as_design, load_experiment, parse_arms
+    from streams.log import configure_logging
+
+    context: CliContext = ctx.obj
+    settings = context.settings
+    if experiment is not None and arm:
+        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
+    chosen = (
+        load_experiment(experiment)
+        if experiment is not None
+        else parse_arms(arm or ["every-n:n=20"], design=as_design(design, "--design"), salt=salt)
+    )
+    configure_logging(settings.log_level, status_file.stem if status_file else "device")
+    options = WorkerOptions(
+        bundle=choose_bundle(settings, bundle),
+        experiment=chosen,
+        state_dir=state_dir or settings.home / "state" / "device",
+        status_file=status_file,
+    )
+    run_device_worker(settings, options)
