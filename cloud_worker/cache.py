@@ -28,10 +28,10 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 import psutil
-import structlog
 
 from cloud_worker.encoder.base import EncodedBatch, Encoder
 from streams.errors import StoreError
+from streams.log import get_logger
 
 KEY_BYTES: Final = 20
 MAX_READERS: Final = 512
@@ -42,7 +42,7 @@ _TAIL: Final = struct.Struct("<II")  # tokens, CRC-32 of everything before
 _PREFIX: Final = "g"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-_log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class EmbeddingCache:
@@ -212,22 +212,19 @@ class CachedEncoder:
         EncoderError
             As the encoder says. A failing cache raises nothing.
         """
-        unique = list(dict.fromkeys(texts))
-        keys = [cache_key(self.model_id, text) for text in unique]
+        keys = [cache_key(self.model_id, text) for text in texts]
         known = self._look_up(keys)
         missing = [index for index, entry in enumerate(known) if entry is None]
-        fresh = self._encoder.encode([unique[index] for index in missing])
+        fresh = self._encoder.encode([texts[index] for index in missing])
         if missing:
             self._remember([keys[index] for index in missing], fresh)
-        vectors = np.empty((len(unique), self.dim), np.float32)
-        tokens = np.zeros(len(unique), np.int64)
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        tokens = np.zeros(len(texts), np.int64)
         for index, entry in enumerate(known):
             if entry is not None:
                 vectors[index] = entry[0]
         vectors[missing], tokens[missing] = fresh.vectors, fresh.tokens
-        if len(unique) == len(texts):
-            return EncodedBatch(vectors, tokens, len(unique) - len(missing))
-        return _spread(texts, unique, vectors, tokens, set(missing))
+        return EncodedBatch(vectors, tokens, len(texts) - len(missing))
 
     def _look_up(self, keys: Sequence[bytes]) -> list[tuple[npt.NDArray[np.float32], int] | None]:
         try:
@@ -245,7 +242,7 @@ class CachedEncoder:
     def _failed(self, exc: StoreError) -> None:
         self.failures += 1
         if self.failures & (self.failures - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a full disk fails at every batch
-            _log.warning("embedding cache failed; going on without it", error=str(exc), failures=self.failures)
+            log.warning("embedding cache failed; going on without it", error=str(exc), failures=self.failures)
 
 
 def cache_key(model_id: str, text: str) -> bytes:
@@ -254,22 +251,6 @@ def cache_key(model_id: str, text: str) -> bytes:
     digest.update(b"\x00")
     digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.digest()
-
-
-def _spread(
-    texts: Sequence[str],
-    unique: Sequence[str],
-    vectors: npt.NDArray[np.float32],
-    tokens: npt.NDArray[np.int64],
-    encoded: set[int],
-) -> EncodedBatch:
-    """Answers for texts some of which are equal: the first of equal ones bears the cost."""
-    row_of = {text: row for row, text in enumerate(unique)}
-    rows = np.array([row_of[text] for text in texts])
-    _, first = np.unique(rows, return_index=True)
-    cost = np.zeros(len(texts), np.int64)
-    cost[first] = tokens[rows[first]]
-    return EncodedBatch(vectors[rows], cost, len(texts) - len(encoded))
 
 
 def _pack(vector: npt.NDArray[np.float32], tokens: int) -> bytes:
