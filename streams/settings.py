@@ -105,6 +105,8 @@ class CloudSettings(_Group):
     """Candidates sent with an embedding."""
     cache_gb: float = Field(1.0, gt=0)
     """Size of the embedding cache on disk."""
+    encoder_threads: int = Field(0, ge=0)
+    """CPU threads of a local encoder; 0: all cores. Several workers on one machine share its cores."""
 
 
 class ReplaySettings(_Group):
