@@ -1,0 +1,253 @@
+"""The cloud worker's process: refresh requests in from Kafka, embeddings out, offsets committed last.
+
+One turn of the loop: take a batch; answer it (`CloudPipeline`); publish the answers and the dead letters; wait for all
+acknowledgements; commit the batch's offsets. A crash between any two of these brings the batch again, here or to
+another worker of the group, and its answers may be published twice: devices take only a newer `as_of`. A batch that
+failed (encoder or broker away) is rewound and taken again after a wait, so the group membership stays alive however
+long the trouble lasts; requests whose deadline passes meanwhile are dropped then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+
+from cloud_worker.cache import CachedEncoder, EmbeddingCache
+from cloud_worker.encoder import Encoder, make_encoder
+from cloud_worker.pipeline import CloudPipeline, Outcome
+from cloud_worker.user_model import TextUserModel
+from streams.bundle import load_bundle
+from streams.clock import Clock, SystemClock
+from streams.errors import BrokerError, EncoderError, StoreError
+from streams.health import HealthServer, write_status
+from streams.kafka_admin import ensure_topics
+from streams.kafka_clients import BatchConsumer, DurableProducer, wait_for_broker
+from streams.log import get_logger
+from streams.metrics import CloudMetrics
+from streams.settings import Settings
+from streams.topics import Topics
+
+log = get_logger(__name__)
+
+BROKER_WAIT_S: Final = 120.0
+"""After a crash a broker takes tens of seconds to be back."""
+POLL_S: Final = 0.25
+"""How long a turn waits for a first request: bounds how late a stop is noticed."""
+FIRST_WAIT_S: Final = 0.2
+LONGEST_WAIT_S: Final = 5.0
+"""Waits after failures double up to this."""
+BROKER_FAILURES: Final = 5
+"""So many in a row without a success in between (each flush waits two minutes by itself, so this is no mere outage):
+the producer is beyond repair, and a new process gets a new one."""
+STUCK_AFTER_S: Final = 240.0
+"""A turn that takes longer is not alive; less than the interval after which the group would expel us."""
+STOP_GRACE_S: Final = 4.5
+"""A batch that a stop finds under way may take so long; then it is left to the next worker."""
+
+
+class CloudWorker:
+    """The loop. Everything it needs comes in as arguments; `run` returns once `stop` is set.
+
+    Parameters
+    ----------
+    consumer
+        Of the refresh requests.
+    producer
+        Of embeddings and dead letters.
+    pipeline
+        Answers a batch.
+    metrics
+        Counted once a batch is published.
+    stop
+        Set to end.
+    clock
+        For the stuck detector.
+    """
+
+    def __init__(
+        self,
+        consumer: BatchConsumer,
+        producer: DurableProducer,
+        pipeline: CloudPipeline,
+        metrics: CloudMetrics,
+        stop: threading.Event,
+        *,
+        max_batch: int,
+        linger_ms: int,
+        clock: Clock,
+    ) -> None:
+        self._consumer = consumer
+        self._producer = producer
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._stop = stop
+        self._max_batch = max_batch
+        self._linger_ms = linger_ms
+        self._clock = clock
+        self._turned_at = clock.monotonic()
+        self._polled = False
+        self._trouble = ""
+
+    def run(self) -> None:
+        """Work until stopped.
+
+        Raises
+        ------
+        BrokerError
+            The broker refuses for good, or the producer is beyond repair.
+        """
+        failures = 0
+        while not self._stop.is_set():
+            self._turned_at = self._clock.monotonic()
+            batch = self._consumer.poll_batch(self._max_batch, POLL_S, self._linger_ms)
+            self._polled = True
+            if not batch:
+                continue
+            try:
+                outcome = self._pipeline.process(batch)
+                self._producer.send_all(outcome.records)
+                self._producer.flush_or_raise()
+            except (EncoderError, BrokerError) as exc:
+                failures += 1
+                self._trouble = str(exc)
+                if isinstance(exc, BrokerError) and failures >= BROKER_FAILURES:
+                    raise
+                log.warning("a batch failed and is taken again", requests=len(batch), failures=failures, cause=str(exc))
+                self._consumer.rewind(batch)
+                self._stop.wait(min(FIRST_WAIT_S * 2.0 ** (failures - 1), LONGEST_WAIT_S))
+                continue
+            failures = 0
+            self._trouble = ""
+            self._consumer.commit(batch)
+            count(self._metrics, outcome)
+
+    def stuck(self) -> str | None:
+        """Why this process should be started again; None while it works."""
+        silent = self._clock.monotonic() - self._turned_at
+        return f"no turn of the loop for {silent:.0f} s" if silent > STUCK_AFTER_S else None
+
+    def not_ready(self) -> str | None:
+        """Why it cannot answer now; None when it can."""
+        if not self._polled:
+            return "the consumer group was not joined yet"
+        return self._trouble or None
+
+
+def count(metrics: CloudMetrics, outcome: Outcome) -> None:
+    """Add a batch to the metrics."""
+    metrics.batch_requests.observe(outcome.requests)
+    metrics.requests.inc(outcome.requests)
+    metrics.expired.inc(outcome.expired)
+    metrics.embeddings.inc(outcome.embeddings)
+    metrics.texts_encoded.inc(outcome.encoded)
+    metrics.tokens_encoded.inc(outcome.tokens)
+    metrics.cache_hits.inc(outcome.cached)
+    for reason, times in outcome.coalesced.items():
+        metrics.coalesced.labels(reason).inc(times)
+    for (topic, reason), times in outcome.dead_letters.items():
+        metrics.dead_letters.labels(topic, reason).inc(times)
+    if outcome.encode_s is not None:
+        metrics.encode_seconds.observe(outcome.encode_s)
+
+
+def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path | None = None) -> None:
+    """Run a cloud worker until SIGTERM or SIGINT; call it from the main thread of a process of its own.
+
+    Parameters
+    ----------
+    status_file
+        Written once the worker serves: its pid, URL, bundle and encoder.
+
+    Raises
+    ------
+    BundleError, EncoderError, BrokerError
+        It cannot start, or cannot go on.
+    """
+    clock = SystemClock()
+    stop = threading.Event()
+    with _stopped_by_signals(stop):
+        bundle = load_bundle(bundle_path)
+        encoder = make_encoder(settings.cloud, settings.home, settings.cloud.encoder_threads or None)
+        model = TextUserModel(bundle, _with_cache(encoder, settings), clock)
+        encoder.encode(["the first call is slow, so it is not a user's"])
+        topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
+        group = f"{topics.prefix}{settings.cloud.group}"
+        pipeline = CloudPipeline(bundle, model, topics, candidates=settings.cloud.candidates, clock=clock)
+        wait_for_broker(settings.kafka, BROKER_WAIT_S)
+        ensure_topics(settings.kafka, topics.specs())
+        registry = CollectorRegistry()
+        with (
+            DurableProducer(settings.kafka, linger_ms=0) as producer,
+            BatchConsumer(settings.kafka, group, topics.refresh_requests) as consumer,
+        ):
+            worker = CloudWorker(
+                consumer,
+                producer,
+                pipeline,
+                CloudMetrics(registry),
+                stop,
+                max_batch=settings.cloud.max_batch,
+                linger_ms=settings.cloud.linger_ms,
+                clock=clock,
+            )
+            health = HealthServer(settings.http, registry, live=worker.stuck, ready=worker.not_ready)
+            url = health.start()
+            try:
+                if status_file is not None:
+                    status = {"url": url, "role": "cloud", "bundle": bundle.id, "encoder": encoder.model_id}
+                    write_status(status_file, status)
+                log.info("started", url=url, bundle=bundle.id, encoder=encoder.model_id, group=group)
+                worker.run()
+            finally:
+                health.stop()
+        log.info("stopped")
+
+
+def _with_cache(encoder: Encoder, settings: Settings) -> Encoder:
+    folder = settings.home / "embedding-cache"
+    try:
+        return CachedEncoder(encoder, EmbeddingCache(folder, int(settings.cloud.cache_gb * 2**30)))
+    except StoreError as exc:
+        log.warning("no embedding cache; every text is encoded", cause=str(exc))
+        return encoder
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a process that has not ended some seconds later is ended.
+
+    An encoder that is slow or a broker that is away can hold a turn for minutes. Nothing is lost by leaving in the
+    midst of it: what was not committed is taken by the next worker.
+    """
+    timers: list[threading.Timer] = []
+
+    def leave() -> None:
+        log.warning("leaving a batch to the next worker", after_s=STOP_GRACE_S)
+        os._exit(0)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        if not timers:
+            timer = threading.Timer(STOP_GRACE_S, leave)
+            timer.daemon = True
+            timers.append(timer)
+            timer.start()
+
+    before: list[tuple[signal.Signals, Any]] = [
+        (number, signal.signal(number, on_signal)) for number in (signal.SIGTERM, signal.SIGINT)
+    ]
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before:
+            signal.signal(number, handler)
