@@ -29,14 +29,16 @@ MAX_POLL_INTERVAL_S: Final = 60.0
 COMMIT_INTERVAL_S: Final = 1.0
 
 
-def make_app(host: DeviceHost, *, kafka: KafkaSettings, group: str, session_timeout_s: float, data_dir: Path) -> faust.App:
+def make_app(
+    host: DeviceHost, *, kafka: KafkaSettings, group: str, session_timeout_s: float, data_dir: Path
+) -> faust.App:
     """Build the Faust app of a device worker; nothing runs before ``app.start()``.
 
     The topics must exist. ``data_dir`` is Faust's own scratch folder; no state lies there.
     """
     inputs = [host.topics.interactions, host.topics.embeddings]
 
-    class Consumer(FaustConsumer):  # type: ignore[misc]
+    class Consumer(FaustConsumer):
         """Faust's consumer, reading from where the changelog says and handing over what it fetched at once."""
 
         _opened_generation: int | None = None
@@ -89,7 +91,7 @@ def make_app(host: DeviceHost, *, kafka: KafkaSettings, group: str, session_time
         async def _add_gap(self, *_: Any) -> None:
             """Ignore the offsets between two batches: nothing is committed by acknowledgement."""
 
-        async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002, FBT001, FBT002
+        async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
             """Commit what the checkpoints made durable, and nothing else."""
             assigned = self.assignment()
             due = {

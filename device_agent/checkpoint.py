@@ -45,7 +45,7 @@ STEPS: Final = ("taken", "outputs-sent", "changelog-sent", "committed", "stored"
 ChangelogRecords = list[tuple[bytes, bytes]]
 
 
-class StoreAheadOfChangelog(Exception):  # noqa: N818 - named for what happened
+class StoreAheadOfChangelog(Exception):
     """The store has seen more than the changelog holds: the topic was deleted and made anew since."""
 
 
@@ -98,7 +98,7 @@ class CheckpointedPartition:
         *,
         clock: Clock,
         metrics: DeviceMetrics,
-        on_step: Callable[[str], None] = lambda step: None,
+        on_step: Callable[[str], None] | None = None,
     ) -> None:
         self.processor = processor
         self.committed = Position()
@@ -107,7 +107,7 @@ class CheckpointedPartition:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._on_step = on_step
+        self._on_step = on_step or (lambda _step: None)
         self._lock = asyncio.Lock()
         self._changelog_offset = 0
         self._open = False

@@ -1,6 +1,7 @@
 """One partition's way into Kafka: a transactional producer of its own, and the changelog read back. aiokafka only.
 
-`transactional.id` is the group and the partition: whoever starts it last is the owner, and the broker fences the others.
+`transactional.id` is the group and the partition: whoever starts it last is the owner, the broker fences
+the others.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ class KafkaLog:
             consumer.assign([topic])
             end = (await consumer.end_offsets([topic]))[topic]
             if start > end:
-                raise StoreAheadOfChangelog(f"{self._topics.device_state} ends at {end}, the store has read up to {start}")
+                raise StoreAheadOfChangelog(
+                    f"{self._topics.device_state} ends at {end}, the store has read up to {start}"
+                )
             consumer.seek(topic, start)
             while (position := await consumer.position(topic)) < end:
                 fetched = await consumer.getmany(topic, timeout_ms=200)
@@ -148,7 +151,7 @@ class KafkaLog:
     async def _attempt(self, call: Any) -> Any:
         try:
             return await call
-        except (KafkaError, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, KafkaError, OSError) as exc:
             raise CheckpointFailed(
                 f"partition {self._partition}: {exc!r}; the changelog knows whether it happened",
                 remedy="the process ends and its supervisor starts it again",

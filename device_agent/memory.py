@@ -16,7 +16,7 @@ class MemoryStore:
     """`device_agent.store.Store` in a dictionary."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
-    at: Position = Position()
+    at: Position = field(default_factory=Position)
     offset: int = 0
 
     def position(self) -> Position:

@@ -380,7 +380,7 @@ class PartitionProcessor:
                 f"embedding vector of shape {vector.shape} with NaN or infinity, or not of d = {ours.manifest.d}",
                 reason="bad-vector",
             )
-        if candidates.size and not (0 <= candidates.min() and candidates.max() < ours.manifest.n_items):
+        if candidates.size and (candidates.min() < 0 or candidates.max() >= ours.manifest.n_items):
             raise RecordError("embedding with a candidate that is not in the bundle", reason="bad-candidates")
         return vector, candidates
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from streams.topics import Topics
 
 BROKER_WAIT_S: Final = 120.0
 """A worker cannot start while the broker is down; after a crash the broker takes tens of seconds."""
+STOP_S: Final = 4.0
+"""The supervisor kills a worker that has not left five seconds after it was asked to."""
 LOOP_SILENCE_S: Final = 30.0
 """An event loop that did not turn for so long is stuck: /livez says so."""
 
@@ -48,7 +51,7 @@ class WorkerOptions:
 
 
 def run_device_worker(
-    settings: Settings, options: WorkerOptions, *, on_step: Callable[[str], None] = lambda step: None
+    settings: Settings, options: WorkerOptions, *, on_step: Callable[[str], None] | None = None
 ) -> None:
     """Run until SIGTERM or SIGINT. Ends the process with `EXIT_RESTART` when a checkpoint's outcome is unknown.
 
@@ -67,7 +70,7 @@ def run_device_worker(
     asyncio.run(_run(settings, options, on_step))
 
 
-async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[str], None]) -> None:
+async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[str], None] | None) -> None:
     log = structlog.get_logger("device-worker")
     clock, registry = SystemClock(), CollectorRegistry()
     metrics = DeviceMetrics(registry)
@@ -144,18 +147,19 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app.finalize()
-    await app.start()
     try:
-        while not stop.is_set():
+        await app.start()
+        while not stop.is_set() and app.crash_reason is None:
             turned = clock.monotonic()
-            if app.crash_reason is not None:
-                raise app.crash_reason
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 0.5)
-            except TimeoutError:
-                continue
+        if app.crash_reason is not None:
+            log.error("crashed", error=str(app.crash_reason))
+            raise app.crash_reason
         await host.close_all(checkpoint=True)
-        await app.stop()
     finally:
+        # Faust's consumer has a thread of its own: without this a failed worker would never end
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(app.stop(), STOP_S)
         health.stop()
     log.info("stopped")

@@ -8,7 +8,9 @@ from streams.events import Recommendation
 from streams.experiment.outcomes import ArmOutcome, Outcomes, quantile
 
 
-def served(device="d", arm="a", rank=1, as_of=-1, freshness_ms=-1, refreshed=False, gap=-1, age_ms=-1, staleness=1.0):
+def served(
+    device="d", arm="a", rank=1, *, as_of=-1, freshness_ms=-1, refreshed=False, gap=-1, age_ms=-1, staleness=1.0
+):
     return Recommendation(
         v=1,
         request_id="",
@@ -104,11 +106,11 @@ def _stream(events):
             event["device"],
             event["arm"],
             event["rank"],
-            as_of,
-            freshness,
-            event["refreshed"],
-            number - as_of if cached else -1,
-            1000 if cached else -1,
+            as_of=as_of,
+            freshness_ms=freshness,
+            refreshed=event["refreshed"],
+            gap=number - as_of if cached else -1,
+            age_ms=1000 if cached else -1,
         )
 
 
