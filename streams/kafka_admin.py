@@ -146,7 +146,8 @@ def end_offsets(kafka: KafkaSettings, topic: str, *, read_committed: bool = True
     ----------
     read_committed
         Stop at the first open transaction (the last stable offset), as a read_committed consumer does. On topics
-        written in transactions the offset counts commit markers too, which no reader ever gets.
+        written in transactions the offset counts commit markers too, which no reader ever gets; and a transaction
+        counts as open until some milliseconds after its commit returned, when the coordinator has written its marker.
     """
     with admin_client(kafka) as admin:
         return _end_offsets(admin, topic, _partitions(admin, topic), read_committed=read_committed)

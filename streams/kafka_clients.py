@@ -256,6 +256,9 @@ def _unreachable(kafka: KafkaSettings, cause: Exception) -> BrokerError:
 class DurableProducer:
     """A producer whose `flush_or_raise` means: every record sent so far is in the log.
 
+    After a failure it goes on with a new connection: kafka-python's idempotent producer refuses everything once the
+    broker has refused one record for good. What the old one still had under way is given up, and reported as such.
+
     Parameters
     ----------
     max_unacknowledged
@@ -265,7 +268,10 @@ class DurableProducer:
     def __init__(
         self, kafka: KafkaSettings, *, linger_ms: int = 5, max_unacknowledged: int = MAX_UNACKNOWLEDGED
     ) -> None:
+        self._kafka = kafka
+        self._linger_ms = linger_ms
         self._producer = make_producer(kafka, linger_ms=linger_ms)
+        self._broken = False
         self._pending: deque[tuple[str, Any]] = deque()
         self._limit = max_unacknowledged
 
@@ -299,6 +305,9 @@ class DurableProducer:
         """
         while self._pending and (self._pending[0][1].is_done or len(self._pending) >= self._limit):
             self._settle(time.monotonic() + DELIVERY_TIMEOUT_MS / 1000)
+        if self._broken:
+            self._producer = make_producer(self._kafka, linger_ms=self._linger_ms)
+            self._broken = False
         try:
             future = self._producer.send(topic, key=key, value=value, headers=list(headers), partition=partition)
         except (KafkaError, ValueError, TypeError) as exc:
@@ -332,13 +341,15 @@ class DurableProducer:
             self._settle(deadline)
 
     def _settle(self, deadline: float) -> None:
-        """Take the oldest record off the list once its outcome is known; after a failure the list starts anew."""
+        """Take the oldest record off the list once its outcome is known; after a failure everything starts anew."""
         topic, future = self._pending.popleft()
         try:
             future.get(timeout=max(0.0, deadline - time.monotonic()))
         except Exception as exc:  # the library also hands on what its sender thread raised
             lost = len(self._pending) + 1
             self._pending.clear()
+            _end(self._producer, 0.0)
+            self._broken = True
             raise BrokerError(
                 f"topic {topic}: a record was not acknowledged ({type(exc).__name__}: {exc}); "
                 f"{lost} records have an unknown outcome",
@@ -347,10 +358,21 @@ class DurableProducer:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Give what is under way a last chance, then let go. Not a substitute for `flush_or_raise`."""
-        try:
-            self._producer.close(timeout_s)
-        except KafkaError as exc:
-            log.warning("the producer was closed with records under way", cause=str(exc))
+        if not self._broken:
+            _end(self._producer, timeout_s)
+            self._pending.clear()
+
+
+def _end(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close a producer; records that are not acknowledged in time are given up."""
+    try:
+        producer.close(timeout_s)
+    except KafkaError:
+        # kafka-python's close raises from its flush and leaves the sender's thread running: it would go on sending
+        # records that we have given up, behind the back of whoever sends them again.
+        log.warning("a producer was closed with records under way")
+        producer._sender.force_close()  # noqa: SLF001
+        producer._sender.join(1.0)  # noqa: SLF001
 
 
 class BatchConsumer:

@@ -1,10 +1,12 @@
-"""``driftline config``: every setting, its value and what it means."""
+"""``driftline config``: every setting, its value, where it comes from and what it means."""
 
 from __future__ import annotations
 
 import json as json_module
 import os
-from typing import Annotated
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -15,20 +17,43 @@ def config(
     """Show every setting with the value that a process started here would have; secrets are masked."""
     from streams.settings import CONFIG_VARIABLE, DEFAULT_FILE, describe, load_settings
 
-    rows = describe(load_settings())
-    named = os.environ.get(CONFIG_VARIABLE, "")
-    file = named or (str(DEFAULT_FILE.absolute()) if DEFAULT_FILE.is_file() else "")
+    settings = load_settings()
+    file = Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
+    document = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rows = [
+        {"key": key, "value": value, "from": _source(key, document), "meaning": " ".join(meaning.split())}
+        for key, value, meaning in describe(settings)
+    ]
+    shown = str(file.absolute()) if document else ""
     if json:
-        table_rows = [{"key": key, "value": value, "meaning": meaning} for key, value, meaning in rows]
-        typer.echo(json_module.dumps({"meta": {"file": file}, "rows": table_rows}))
+        typer.echo(json_module.dumps({"meta": {"file": shown}, "rows": rows}))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"settings (file: {file or 'none'})", box=None, pad_edge=False)
-    for column in ("key", "value", "meaning"):
+    table = Table(title=f"settings (file: {shown or 'none'})", box=None, pad_edge=False)
+    for column in ("key", "value", "from", "meaning"):
         table.add_column(column, overflow="fold")
-    for key, value, meaning in rows:
-        table.add_row(Text(key, style="bold"), Text(value), Text(" ".join(meaning.split())))
+    for row in rows:
+        # Text, not markup: a path may hold square brackets.
+        table.add_row(*(Text(text) for text in row.values()))
     Console().print(table)
+
+
+def _source(key: str, document: dict[str, Any]) -> str:
+    """Where a value comes from; the global options travel in the environment and cannot be told from it."""
+    from streams.settings import ENV_PREFIX
+
+    variable = ENV_PREFIX + key.upper().replace(".", "__")
+    group = key.partition(".")[0]
+    upper = {name.upper() for name in os.environ}
+    # A whole group may also be given as JSON in one variable.
+    if variable in upper or f"{ENV_PREFIX}{group.upper()}" in upper:
+        return "environment"
+    branch: Any = document
+    for part in key.split("."):
+        if not isinstance(branch, dict) or part not in branch:
+            return "default"
+        branch = branch[part]
+    return "file"
