@@ -15,7 +15,7 @@ import numpy as np
 
 from cloud_worker.coalesce import Plan, plan
 from cloud_worker.retrieval import top_candidates
-from cloud_worker.user_model import History, UserModel, UserVectors
+from cloud_worker.user_model import History, UserModel
 from streams.bundle import Bundle
 from streams.clock import Clock
 from streams.dead_letters import dead_letter
