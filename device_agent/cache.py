@@ -90,7 +90,9 @@ class RecordCache:
             blobs[i] = blob
         found = [i for i, blob in enumerate(blobs) if blob is not None]
         if found:
-            self._records[[start + i for i in found]] = self._layout.unpack([blob for blob in blobs if blob is not None])
+            self._records[[start + i for i in found]] = self._layout.unpack(
+                [blob for blob in blobs if blob is not None]
+            )
         if len(found) < len(keys):
             empty = [start + i for i, blob in enumerate(blobs) if blob is None]
             self._records[empty] = self._layout.new(len(empty))

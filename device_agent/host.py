@@ -103,7 +103,9 @@ class DeviceHost:
             return
         at = owned.processor.position
         if after is not None and after > (at.interactions if topic == self.topics.interactions else at.embeddings):
-            self._on_failure(CheckpointFailed(f"{topic}[{partition}]: records before offset {after} were never delivered"))
+            self._on_failure(
+                CheckpointFailed(f"{topic}[{partition}]: records before offset {after} were never delivered")
+            )
             return
         if topic == self.topics.interactions:
             owned.processor.interactions(records)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 
 class BulkHistogram(Collector):
@@ -39,7 +38,7 @@ class BulkHistogram(Collector):
         self.documentation = documentation
         self.labels = tuple(labels)
         self._bounds = np.asarray(buckets, dtype=np.float64)
-        self._names = [*(floatToGoString(float(bound)) for bound in buckets), "+Inf"]
+        self._names = [*(str(float(bound)) for bound in buckets), "+Inf"]
         self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
         self._sums: dict[tuple[str, ...], float] = {}
         self._lock = Lock()
