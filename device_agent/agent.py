@@ -196,14 +196,18 @@ class DeviceCore:
         duplicate &= ~already
         dropped = already | duplicate
         # A huge argument of exp only means a gate that is quite shut.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if not np.count_nonzero(dropped):
-                return self._step_live(records.copy(), wave, hashes, dropped)
+                return self._step_live(self.layout.copy(records), wave, hashes, dropped)
             live = np.flatnonzero(~dropped)
-            part = self._step_live(records[live], wave.take(live), hashes[live], dropped[live])
-        whole = self._nothing(records.copy(), already, duplicate)
-        whole.records["applied"][duplicate] = wave.offsets[duplicate]
-        for mine, theirs in zip(whole, part, strict=True):
+            whole = self._nothing(self.layout.copy(records), already, duplicate)
+            whole.records["applied"][duplicate] = wave.offsets[duplicate]
+            if not len(live):
+                return whole
+            part = self._step_live(self.layout.take(records, live), wave.take(live), hashes[live], dropped[live])
+        self.layout.put(whole.records, live, part.records)
+        columns: tuple[npt.NDArray[Any], ...] = whole[1:]
+        for mine, theirs in zip(columns, part[1:], strict=True):
             mine[live] = theirs
         return whole._replace(already_applied=already, duplicate=duplicate)
 
@@ -244,7 +248,7 @@ class DeviceCore:
         -------
         (B,) new records, and (B,) codes of `FATES`
         """
-        out = records.copy()
+        out = self.layout.copy(records)
         arm = out["arm"]
         every = np.arange(len(out))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -267,7 +271,7 @@ class DeviceCore:
         arm["as_of"][at] = as_of[rows]
         arm["embedded_time_ms"][at] = event_time_ms[rows]
         arm["freshness_ms"][at] = np.maximum(now_ms - requested_at_ms[rows], 0)
-        arm["candidates"][at] = self._clean_candidates([candidates[row] for row in rows])
+        arm["candidates"][at] = self._clean_candidates([candidates[row] for row in rows.tolist()])
         gap = out["count"][rows] - as_of[rows]
         sums, norms = recent_of_window(
             out["history_items"][rows], out["history_len"][rows], gap, self._directions, float(self._decay)
@@ -282,7 +286,7 @@ class DeviceCore:
             recent_norm=norms[:, None],
             last=self._directions.take(out["last_item"][rows], axis=0),
             gap=gap[:, None],
-            age_ms=np.maximum(out["last_time_ms"][rows] - event_time_ms[rows], 0)[:, None],
+            aged=log_age(np.maximum(out["last_time_ms"][rows] - event_time_ms[rows], 0)[:, None]),
         )
         arm["phi"][at] = phi[:, 0]
         return out, fate
@@ -307,7 +311,8 @@ class DeviceCore:
 
         # Serve, from the state before the interaction: only the embedding's age has moved on.
         phi = arm["phi"]
-        phi[..., LOG_AGE] = log_age(age) if complete else log_age(age) * has
+        aged = log_age(age)
+        phi[..., LOG_AGE] = aged if complete else aged * has
         staleness = self._staleness(phi, has)
         asked = self._asked(wave)
         ranked = self._serve(out, wave.items, embedding, has, gap, asked)
@@ -318,9 +323,9 @@ class DeviceCore:
             self._learn_items(out, wave.items, wave.times_ms)
         else:
             rows = np.flatnonzero(known)
-            part = out[rows]
+            part = self.layout.take(out, rows)
             self._learn_items(part, wave.items[rows], wave.times_ms[rows])
-            out[rows] = part
+            self.layout.put(out, rows, part)
         self._count(out, wave, hashes)
 
         gap_before = gap.copy()
@@ -332,7 +337,7 @@ class DeviceCore:
             recent_norm=arm["recent_norm"],
             last=self._directions.take(out["last_item"], axis=0),
             gap=gap,
-            age_ms=age,
+            aged=aged,
         )
         if not complete:
             nothing = ~has
@@ -378,8 +383,7 @@ class DeviceCore:
         """Rank for each device and arm that is asked: arrays of (B, A) and (B, A, k)."""
         shape, dim = has.shape, embedding.shape[-1]
         arm = out["arm"]
-        pairs = np.arange(has.size) if asked is None else np.flatnonzero(asked)
-        rows = pairs // shape[1]
+        pairs = None if asked is None else np.flatnonzero(asked)
         if asked is None:
             e, m, norm, phi = embedding, arm["recent_sum"], arm["recent_norm"], arm["phi"]
             has, gap = has.reshape(-1), gap.reshape(-1)
@@ -388,21 +392,28 @@ class DeviceCore:
             has, gap = has[asked], gap[asked]
         e = e.reshape(-1, dim)
         if np.count_nonzero(has):
-            m = m / np.maximum(norm, np.float32(1))[..., None]
-            calibrated = self._calibrate(e, m.reshape(-1, dim), phi.reshape(len(e), -1), gap)
+            m = m / np.maximum(norm, np.float32(1))[..., None]  # a norm is 0 or at least 1
+            calibrated = self._calibrate(e, m.reshape(-1, dim), phi.reshape(len(e), phi.shape[-1]), gap)
         else:
             calibrated = e
-        queries = self._ranker.queries(calibrated, out["srm_hidden"][rows], has)
-        targets, seen = items[rows], out["seen"][rows]
+        hidden, targets, seen = out["srm_hidden"], items, out["seen"]
+        if pairs is not None or shape[1] > 1:
+            rows = (np.arange(has.size) if pairs is None else pairs) // shape[1]
+            hidden, targets, seen = hidden[rows], targets[rows], seen[rows]
+        queries = self._ranker.queries(calibrated, hidden, has)
         if self.ranking == "catalogue":
             found = self._ranker.catalogue(queries, targets, seen)
         else:
-            candidates = arm["candidates"].reshape(-1, self.layout.candidates)[pairs]
+            candidates = arm["candidates"].reshape(-1, self.layout.candidates)
+            if pairs is not None:
+                candidates = candidates[pairs]
             if np.count_nonzero(has) != len(has):
-                candidates[~has] = self._ranker.popular
+                candidates = np.where(has[:, None], candidates, self._ranker.popular)
             found = self._ranker.candidates(queries, candidates, targets, seen)
         if asked is None:
-            return Ranked(found.rank.reshape(shape), found.ranked.reshape(shape), found.top.reshape(*shape, -1))
+            return Ranked(
+                found.rank.reshape(shape), found.ranked.reshape(shape), found.top.reshape(*shape, self.list_length)
+            )
         whole = Ranked(
             np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.full((*shape, self.list_length), -1, np.int32)
         )

@@ -37,6 +37,9 @@ _CATALOGUE_BLOCK: Final = 4 << 20
 _CANDIDATE_BLOCK: Final = 512 << 10
 """Bytes of scores, and of gathered rows, worked on at a time: so that they stay in the processor's caches."""
 _SMALLEST_VARIANCE: Final = np.float32(1e-12)
+_LARGEST_VARIANCE: Final = np.float32(1e30)
+_SORT_ALL: Final = 128
+"""Scores so few that sorting them all is quicker than finding the best ones first."""
 _NEVER: Final = np.float32(-np.inf)
 _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
@@ -81,6 +84,7 @@ class Ranker:
         ).astype(np.float64)
         rows -= rows.mean(axis=0)
         self._split = d + 1
+        self._parts = np.array([0, d + 1])
         covariance = rows.T @ rows / len(rows)
         covariance[: d + 1, d + 1 :] = 0
         covariance[d + 1 :, : d + 1] = 0
@@ -100,24 +104,29 @@ class Ranker:
         cloud, srm = q[:, : self._split], q[:, self._split :]
         cloud[:, :-1] = calibrated
         srm[:, :-1] = hidden
-        usable = np.isfinite(calibrated.sum(axis=1))
-        usable &= has_embedding
-        alone = np.count_nonzero(usable) != len(usable)
-        if alone:
-            cloud[~usable] = 0
-        deviation = q @ self._covariance
-        deviation *= q
-        variance = np.add.reduceat(deviation, (0, self._split), axis=1)
-        constant = variance < _SMALLEST_VARIANCE
-        np.maximum(variance, _SMALLEST_VARIANCE, out=variance)
-        scale = self._weights / np.sqrt(variance)
-        if np.count_nonzero(constant):
-            scale[constant] = 0  # scores that do not differ have no say
-        if alone:
-            scale[~usable, 1] = np.where(constant[~usable, 1], 0, 1 / np.sqrt(variance[~usable, 1]))
+        if np.count_nonzero(has_embedding) != len(has_embedding):
+            cloud[~has_embedding] = 0
+        variance = self._variances(q)
+        usable = (variance > _SMALLEST_VARIANCE) & (variance < _LARGEST_VARIANCE)
+        if np.count_nonzero(usable) == usable.size:
+            scale = self._weights / np.sqrt(variance)
+        else:
+            # Scores that do not differ, or are not numbers, have no say: then the others rank alone.
+            cloud[~usable[:, 0]] = 0
+            variance = self._variances(q)
+            usable = variance > _SMALLEST_VARIANCE
+            weights = np.where(usable.all(axis=1, keepdims=True), self._weights, np.float32(1))
+            scale = np.where(usable, weights / np.sqrt(np.where(usable, variance, 1)), np.float32(0))
         cloud *= scale[:, :1]
         srm *= scale[:, 1:]
         return q
+
+    def _variances(self, q: Floats) -> Floats:
+        """(R, 2) variance, over the catalogue, of the cloud's and of the SRM's scores."""
+        terms = q @ self._covariance
+        terms *= q
+        variances: Floats = np.add.reduceat(terms, self._parts, axis=1)
+        return variances
 
     def catalogue(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
         """Rank the whole catalogue.
@@ -182,28 +191,31 @@ class Ranker:
             bits = np.ascontiguousarray(seen).reshape(-1).take(byte, mode="clip")
             bits &= _BIT.take(candidates & 7)
             out |= bits > 0
-        gone = np.add.reduce(out, axis=1, dtype=np.int32)
-        scores[out] = _NEVER
+        n = np.full(len(scores), candidates.shape[1], np.int32)
+        if np.count_nonzero(out):
+            scores[out] = _NEVER
+            n -= np.add.reduce(out, axis=1, dtype=np.int32)
         is_target = candidates == targets[:, None]
         is_target &= ~out
-        place = is_target.argmax(axis=1)
-        rankable = is_target[at, place]
-        rank = np.add.reduce(scores >= scores[at, place][:, None], axis=1, dtype=np.int32)
-        rank *= rankable
-        return Ranked(rank, np.int32(candidates.shape[1]) - gone, self._best(scores, candidates))
+        rank = np.zeros(len(scores), np.int32)
+        hit, place = np.nonzero(is_target)
+        if len(hit):
+            rank[hit] = np.add.reduce(scores[hit] >= scores[hit, place][:, None], axis=1, dtype=np.int32)
+        return Ranked(rank, n, self._best(scores, candidates))
 
     def _best(self, scores: Floats, items: Items | None) -> Items:
         """(R, k) the best of `scores` (R, n), best first and of equal ones the first; `items` names the columns."""
         k, n = self.list_length, scores.shape[1]
-        if n > k:
+        at = np.arange(len(scores))[:, None]
+        if n <= _SORT_ALL:
+            places = (-scores).argsort(axis=1, kind="stable")[:, :k]
+            kept = scores[at, places]
+        else:
             places = np.argpartition(scores, n - k, axis=1)[:, n - k :]
             places.sort(axis=1)
-        else:
-            places = np.broadcast_to(np.arange(n), (len(scores), n))
-        at = np.arange(len(scores))[:, None]
-        kept = scores[at, places]
-        order = np.argsort(-kept, axis=1, kind="stable")
-        places, kept = places[at, order], kept[at, order]
+            kept = scores[at, places]
+            order = (-kept).argsort(axis=1, kind="stable")
+            places, kept = places[at, order], kept[at, order]
         best = places.astype(np.int32) if items is None else items[at, places]
         if np.count_nonzero(kept == _NEVER):
             best[kept == _NEVER] = -1

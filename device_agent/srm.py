@@ -36,11 +36,11 @@ class Srm:
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
         h = tensors["srm.gru.weight_hh"].shape[1]
         self.dim = h
-        # 1 / (1 + exp(x)) is the sigmoid of -x: with the weights of both sigmoid gates negated, no sign is left to flip.
+        # 1 / (1 + exp(x)) is the sigmoid of -x, so the weights of both sigmoid gates are negated once, here.
         sign = np.ones((3 * h, 1), np.float32)
         sign[: 2 * h] = -1
         self._hidden_blocks = _blocks(sign * tensors["srm.gru.weight_hh"])
-        self._hidden_bias = np.ascontiguousarray((sign[:, 0] * tensors["srm.gru.bias_hh"]))
+        self._hidden_bias = sign[:, 0] * tensors["srm.gru.bias_hh"]
         normed = _layer_norm(tensors["srm.item_in"], tensors["srm.norm.weight"], tensors["srm.norm.bias"])
         self._input_gates = _each_row(normed, _blocks(sign * tensors["srm.gru.weight_ih"]))
         self._input_gates += sign[:, 0] * tensors["srm.gru.bias_ih"]
@@ -74,7 +74,7 @@ def _blocks(weight: Floats) -> Floats:
 def _each_row(x: Floats, blocks: Floats) -> Floats:
     """(B, h) rows times the blocks, one vector-matrix product for each row and block: (B, 3h)."""
     product: Floats = np.matmul(x[:, None, None, :], blocks)
-    return product.reshape(len(x), -1)
+    return product.reshape(len(x), blocks.shape[0] * blocks.shape[2])
 
 
 def _layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:

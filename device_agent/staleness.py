@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from streams.bundle import PHI
 
@@ -59,20 +60,17 @@ class StalenessModel:
 
     def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_]) -> Floats:
         """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding."""
-        s: Floats = np.matmul(phi, self._weight)
+        s: Floats = np.vecdot(phi, self._weight)
         s += self._bias
-        np.negative(s, out=s)
-        np.exp(s, out=s)
-        s += np.float32(1)
-        np.reciprocal(s, out=s)
+        expit(s, out=s)
         if np.count_nonzero(has_embedding) != has_embedding.size:
             s[~has_embedding] = 1
         return s
 
 
-def log_age(age_ms: Ints) -> npt.NDArray[np.float64]:
+def log_age(age_ms: Ints) -> Floats:
     """ln(1 + age in hours), of ages of at least 0."""
-    logged: npt.NDArray[np.float64] = np.log1p(age_ms * _PER_HOUR)
+    logged: Floats = np.log1p(age_ms * _PER_HOUR).astype(np.float32)
     return logged
 
 
@@ -84,7 +82,7 @@ def write_signals(
     recent_norm: Floats,
     last: Floats,
     gap: Ints,
-    age_ms: Ints,
+    aged: Floats,
 ) -> None:
     """Compute φ into `phi` (B, A, P).
 
@@ -98,17 +96,18 @@ def write_signals(
         (B, d) v̂ of the last item, zero where there is none.
     gap
         (B, A) interactions since as_of, at least 0.
-    age_ms
-        (B, A) event time since the embedding was asked for, at least 0.
+    aged
+        (B, A) `log_age` of the event time since the embedding was asked for.
     """
     e_length = np.sqrt(np.vecdot(embedding, embedding))
     e_length += _TINY
     m_length = np.sqrt(np.vecdot(recent_sum, recent_sum))
+    m_length += _TINY
     cosine = np.vecdot(embedding, recent_sum)
     cosine /= e_length
-    cosine /= m_length + _TINY
+    cosine /= m_length
     known = recent_norm > 0
-    m_length /= np.maximum(recent_norm, np.float32(1))
+    m_length /= recent_norm + _TINY
     if np.count_nonzero(known) != known.size:
         cosine[~known] = 1
         m_length[~known] = 1
@@ -118,7 +117,7 @@ def write_signals(
     cosine /= e_length
     phi[..., COS_LAST] = cosine
     phi[..., LOG_GAP] = np.log1p(gap)
-    phi[..., LOG_AGE] = log_age(age_ms)
+    phi[..., LOG_AGE] = aged
 
 
 def recent_of_window(

@@ -135,6 +135,7 @@ class StateLayout:
             ("last_item", "<i4"),
             ("seen", "u1", ((manifest.n_items + 7) // 8 if manifest.exclude_seen else 0,)),
         )
+        self._raw = np.dtype((np.void, self.dtype.itemsize))
         blank = np.zeros(1, self.dtype)
         blank["version"] = RECORD_VERSION
         blank["arms"] = n_arms
@@ -147,7 +148,21 @@ class StateLayout:
 
     def new(self, n: int) -> Records:
         """(n,) records of devices that nothing is known about."""
-        return np.repeat(self._blank, n)
+        return self.take(self._blank, np.zeros(n, np.intp))
+
+    def copy(self, records: Records) -> Records:
+        """A copy; numpy's own walks through the fields of each record."""
+        copied: Records = np.ascontiguousarray(records).view(self._raw).copy().view(self.dtype)
+        return copied
+
+    def take(self, records: Records, rows: npt.NDArray[np.intp]) -> Records:
+        """A copy of the records at `rows`, without walking through their fields."""
+        taken: Records = np.ascontiguousarray(records).view(self._raw).take(rows).view(self.dtype)
+        return taken
+
+    def put(self, records: Records, rows: npt.NDArray[np.intp], values: Records) -> None:
+        """Write `values` into contiguous `records` at `rows`, without walking through their fields."""
+        records.view(self._raw)[rows] = values.view(self._raw)
 
     def pack(self, record: Any) -> bytes:
         """One record (a row of an array of records) as bytes."""
@@ -167,7 +182,7 @@ class StateLayout:
         if any(len(blob) != size for blob in blobs):
             for blob in blobs:
                 self._refuse(blob)
-        records = np.frombuffer(b"".join(blobs), self.dtype).copy()
+        records = np.frombuffer(bytearray().join(blobs), self.dtype)
         wrong = (
             (records["bundle_id"] != self.bundle_id)
             | (records["version"] != RECORD_VERSION)

@@ -28,7 +28,7 @@ INITIAL = "initial"
 class Signals(NamedTuple):
     """What a policy is told about B devices; every array has the shape (B,) unless said otherwise."""
 
-    count: Ints
+    count: Ints  # type: ignore[assignment]
     """Interactions seen, this one included."""
     has_embedding: Bools
     gap: Ints

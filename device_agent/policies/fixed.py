@@ -25,7 +25,7 @@ class Never(BasePolicy, frozen=True):
         """It is never due."""
         return "never"
 
-    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:
+    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """Never."""
         n = len(signals.count)
         return np.zeros(n, np.bool_), np.zeros(n, np.float32)
@@ -39,7 +39,7 @@ class Always(BasePolicy, frozen=True):
         """Each interaction is a reason."""
         return "always"
 
-    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:
+    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """Always."""
         n = len(signals.count)
         return np.ones(n, np.bool_), np.ones(n, np.float32)
@@ -61,7 +61,7 @@ class EveryN(BasePolicy, frozen=True):
         """The count is full."""
         return "every-n"
 
-    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:
+    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """At least n interactions since the last request."""
         return signals.since_request >= self.n, (signals.since_request / self.n).astype(np.float32)
 
@@ -79,7 +79,7 @@ class Ttl(BasePolicy, frozen=True):
         """Time is up."""
         return "ttl"
 
-    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:
+    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """The newer of request and embedding is at least so old; scores the age over the limit, at most 1000."""
         age_s = np.minimum(signals.age_ms, signals.since_request_ms) / 1000
         never = age_s > 1e14
@@ -101,7 +101,7 @@ class Random(BasePolicy, frozen=True):
         """The die fell."""
         return "random"
 
-    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:
+    def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """The die, in [0, 1), is below p; scores 1 minus it."""
         die = uniform(signals.event_hash, self.seed)
         return die < self.p, (1 - die).astype(np.float32)
@@ -113,5 +113,4 @@ def uniform(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     z ^= z >> np.uint64(31)
-    unit: npt.NDArray[np.float64] = (z >> np.uint64(11)) * 2.0**-53
-    return unit
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
