@@ -255,11 +255,12 @@ def _check(
     for declared, given in ((DEVICE_TENSORS, device), (CLOUD_TENSORS, cloud)):
         if missing := sorted(set(declared) - set(given)):
             raise BundleError(f"bundle {where}: tensor {missing[0]} is missing")
+        known = dict(sizes)  # a size that no setting names (H) is what the part's first tensor with it says
         for name, meaning in declared.items():
             wanted = [each.strip() for each in meaning[1 : meaning.index(")")].split(",") if each.strip()]
             shape = given[name].shape
             fits = len(shape) == len(wanted) and all(
-                size == sizes.get(symbol, int(symbol) if symbol.isdigit() else size)
+                size == (int(symbol) if symbol.isdigit() else known.setdefault(symbol, size))
                 for size, symbol in zip(shape, wanted, strict=True)
             )
             if not fits:

@@ -161,7 +161,7 @@ class Codec(Generic[Record]):
             raise UndecodableRecord(f"expected a {self.struct.__name__}, found a record without a value")
         try:
             record = self._decoder.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:  # RecursionError: nested junk
             self._raise_unknown_schema(raw, exc)
             raise UndecodableRecord(f"not a {self.struct.__name__}: {exc}") from exc
         if not 1 <= record.v <= self.version:
@@ -173,7 +173,7 @@ class Codec(Generic[Record]):
         """A newer writer may have changed the rest of the record; its version tells."""
         try:
             fields = msgspec.msgpack.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if isinstance(fields, list) and fields and type(fields[0]) is int and fields[0] > self.version:
             raise UnknownSchema(

@@ -125,7 +125,7 @@ def load_experiment(path: Path) -> Experiment:
         raise SettingsError(f"experiment file {path}: unknown key {min(unknown)!r}")
     head = document.get("experiment", {})
     arms = document.get("arm", [])
-    if not isinstance(head, dict) or not isinstance(arms, list):
+    if not isinstance(head, dict) or not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
         raise SettingsError(f"experiment file {path}: wants one [experiment] table and [[arm]] tables")
     if unknown := set(head) - {"name", "design", "salt"}:
         raise SettingsError(f"experiment file {path}: unknown key experiment.{min(unknown)}")

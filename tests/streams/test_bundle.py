@@ -1,0 +1,144 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from streams.bundle import (
+    CLOUD,
+    CLOUD_TENSORS,
+    DEVICE,
+    DEVICE_TENSORS,
+    ITEMS,
+    MANIFEST,
+    Items,
+    load_bundle,
+    save_bundle,
+)
+from streams.errors import BundleError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bundles import make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path / "b", n_items=20, d=8, srm_dim=4, text_dim=6)
+
+
+def _again(bundle, path, *, items=None, device=None, cloud=None, **changes):
+    manifest = msgspec.structs.asdict(bundle.manifest) | changes
+    manifest = {key: value for key, value in manifest.items() if key not in {"format", "bundle_id", "files"}}
+    return save_bundle(path, manifest, items or bundle.items, device or bundle.device, cloud or bundle.cloud)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(bundle, tmp_path):
+    _again(bundle, tmp_path / "again")
+    again = load_bundle(tmp_path / "again")
+    assert again.id == bundle.id, "the same content is the same bundle"
+    assert again.items == bundle.items
+    for name, tensor in bundle.device.items():
+        assert np.array_equal(again.device[name], tensor)
+    assert load_bundle(bundle.path, part="device").cloud == {}
+    assert bundle.id_number == int(bundle.id, 16)
+
+
+@pytest.mark.parametrize("name", [ITEMS, DEVICE, CLOUD])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
+def test_a_changed_byte_is_noticed_and_its_file_is_named(bundle, name, place):
+    file = bundle.path / name
+    raw = bytearray(file.read_bytes())
+    raw[int(place * len(raw))] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(BundleError, match=f"{name} was changed"):
+        load_bundle(bundle.path)
+
+
+def test_a_changed_hash_or_id_in_the_manifest_is_noticed(bundle):
+    file = bundle.path / MANIFEST
+    whole = json.loads(file.read_text())
+    for change in ({"bundle_id": "0" * 16}, {"files": {**whole["files"], "more": "x"}}, {"format": 2}, {"extra": 1}):
+        file.write_text(json.dumps(whole | change))
+        with pytest.raises(BundleError):
+            load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_items", 21), ("d", 9), ("srm_dim", 5), ("text_dim", 7)])
+def test_a_manifest_whose_sizes_do_not_fit_its_tensors_is_refused(bundle, key, value):
+    file = bundle.path / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(BundleError):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe"])
+def test_a_manifest_that_is_none_is_refused(bundle, raw):
+    (bundle.path / MANIFEST).write_bytes(raw)
+    with pytest.raises(BundleError, match="manifest"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("name", [ITEMS, DEVICE, CLOUD, MANIFEST])
+def test_a_missing_file_is_named_with_the_way_to_a_new_bundle(bundle, name):
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name}.*driftline train"):
+        load_bundle(bundle.path)
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BundleError, match="nowhere"):
+        load_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [*DEVICE_TENSORS, *CLOUD_TENSORS])
+def test_a_tensor_that_is_missing_or_has_another_rank_is_named_before_anything_is_written(bundle, tmp_path, name):
+    part = "device" if name in DEVICE_TENSORS else "cloud"
+    tensors = dict(getattr(bundle, part))
+    without = {key: value for key, value in tensors.items() if key != name}
+    for broken, said in ((without, "is missing"), (tensors | {name: tensors[name][None]}, "has shape")):
+        with pytest.raises(BundleError, match=f"tensor {name} {said}"):
+            _again(bundle, tmp_path / "broken", **{part: broken})
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("part", "name"), [("device", "item_vectors"), ("cloud", "projector.2.bias")])
+def test_nan_and_infinity_are_refused(bundle, tmp_path, part, name, value):
+    tensors = {key: tensor.copy() for key, tensor in getattr(bundle, part).items()}
+    tensors[name].flat[0] = value
+    with pytest.raises(BundleError, match=f"tensor {name} holds NaN or infinity"):
+        _again(bundle, tmp_path / "broken", **{part: tensors})
+
+
+def test_a_wrong_size_along_one_axis_is_refused(bundle, tmp_path):
+    wrong = dict(bundle.device) | {"item_vectors": bundle.device["item_vectors"][:, :-1]}
+    with pytest.raises(BundleError, match=r"item_vectors has shape \(20, 7\), wants \(N, d\)"):
+        _again(bundle, tmp_path / "broken", device=wrong)
+
+
+def test_sizes_that_no_setting_names_must_still_agree_with_each_other(bundle, tmp_path):
+    """H is free, but a layer's output is the next one's input."""
+    for part, name in (("device", "calibrator.mlp.0.bias"), ("cloud", "projector.0.bias")):
+        tensors = dict(getattr(bundle, part))
+        with pytest.raises(BundleError, match="has shape"):
+            _again(bundle, tmp_path / "broken", **{part: tensors | {name: np.zeros(tensors[name].size + 1)}})
+
+
+def test_a_catalogue_with_an_item_twice_or_of_another_length_is_refused(bundle, tmp_path):
+    twice = Items([*bundle.items.ids[:-1], bundle.items.ids[0]], bundle.items.titles, bundle.items.categories)
+    with pytest.raises(BundleError, match="stands twice"):
+        _again(bundle, tmp_path / "broken", items=twice)
+    short = Items(bundle.items.ids[:-1], bundle.items.titles[:-1], bundle.items.categories[:-1])
+    with pytest.raises(BundleError, match="20 items"):
+        _again(bundle, tmp_path / "broken", items=short)
+
+
+def test_saving_over_a_bundle_replaces_it_whole(bundle):
+    other = {key: tensor + 1 for key, tensor in bundle.device.items()}
+    manifest = _again(bundle, bundle.path, device=other)
+    assert load_bundle(bundle.path).id == manifest.bundle_id != bundle.id
+    assert [each.name for each in bundle.path.parent.iterdir()] == [bundle.path.name], "no scratch is left"
+    assert dataclasses.is_dataclass(bundle)
