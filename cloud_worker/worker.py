@@ -179,7 +179,7 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
         model = TextUserModel(bundle, _with_cache(encoder, settings), clock)
         encoder.encode(["the first call is slow, so it is not a user's"])
         topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
-        group = f"{topics.prefix}{settings.cloud.group}"
+        group = topics.group(settings.cloud.group)
         pipeline = CloudPipeline(bundle, model, topics, candidates=settings.cloud.candidates, clock=clock)
         wait_for_broker(settings.kafka, BROKER_WAIT_S)
         ensure_topics(settings.kafka, topics.specs())

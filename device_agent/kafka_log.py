@@ -46,7 +46,7 @@ class KafkaLog:
         self._client = dict(client)
         self._producer = AIOKafkaProducer(
             **self._client,
-            transactional_id=f"{group}-{topics.prefix}{partition}",
+            transactional_id=f"{topics.group(group)}-{partition}",
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             acks="all",

@@ -126,7 +126,7 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     app = make_app(
         host,
         kafka=settings.kafka,
-        group=f"{topics.prefix}{settings.device.group}",
+        group=topics.group(settings.device.group),
         session_timeout_s=settings.device.session_timeout_ms / 1000,
         data_dir=state / "faust",
     )

@@ -59,6 +59,10 @@ class Topics:
         """The changelog: device records and each partition's position."""
         return f"{self.prefix}device-state.v1"
 
+    def group(self, name: str) -> str:
+        """Full name of a consumer group: two runs on one cluster must not share one."""
+        return f"{self.prefix}{name}"
+
     @staticmethod
     def dead_letters(topic: str) -> str:
         """Where records of `topic` go that cannot be used."""

@@ -1,0 +1,80 @@
+"""`driftline demo`: the whole pipeline on a real dataset, from start to table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli._context import CliContext
+
+ARMS = ("never", "every-n=every-n:n=20", "drift=drift:rate=0.05")
+"""Nobody asks; everybody asks at the same steady rate; the same rate, spent where the embedding has drifted."""
+
+
+def demo(
+    ctx: typer.Context,
+    dataset: Annotated[str | None, typer.Option(help="As `driftline data list` shows it.")] = None,
+    events: Annotated[int | None, typer.Option(min=1, help="At most so many events of the test period.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help=f"An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat. Default: {', '.join(ARMS)}."),
+    ] = None,
+    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    speed: Annotated[
+        str | None, typer.Option(metavar="K|max", help="Event time passes K times as fast as wall time. [250 events/s]")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, max=64, help="Device workers.")] = 2,
+    clouds: Annotated[int, typer.Option(min=1, max=64, help="Cloud workers.")] = 1,
+    keep_topics: Annotated[bool, typer.Option("--keep-topics", help="Leave this run's topics in Kafka.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Replay a dataset's test period through Kafka, devices and cloud, and compare refresh policies."""
+    from rich.console import Console
+
+    from infra.demo.run import DemoOptions, run_demo
+    from infra.launch import like_ctrl_c
+    from streams.errors import SettingsError
+    from streams.experiment.arms import load_experiment, parse_arms
+    from streams.experiment.report import render_table, report_json, summary_lines
+
+    context: CliContext = ctx.obj
+    settings = context.settings
+    if experiment is not None and arm:
+        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
+    options = DemoOptions(
+        dataset=dataset or settings.dataset,
+        experiment=load_experiment(experiment) if experiment else parse_arms(arm or ARMS, name="demo"),
+        events=events,
+        speed=_speed(speed),
+        devices=devices,
+        clouds=clouds,
+        keep_topics=keep_topics,
+    )
+    shown = Console(stderr=True)
+    with like_ctrl_c():
+        result = run_demo(settings, options, shown)
+    report = result.report
+    out = shown if json else Console()
+    out.print(render_table(report))
+    for line in summary_lines(report) + result.notes:
+        out.print(line, highlight=False, markup=False)
+    if json:
+        typer.echo(report_json(report))
+    if report.lost or report.repeated or report.double_applied:
+        raise typer.Exit(1)
+
+
+def _speed(text: str | None) -> float | None:
+    from streams.errors import SettingsError
+
+    if text is None:
+        return None
+    try:
+        speed = float("inf") if text == "max" else float(text)
+    except ValueError:
+        speed = -1.0
+    if not speed > 0:
+        raise SettingsError(f"--speed {text} is neither a positive number nor max")
+    return speed

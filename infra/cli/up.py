@@ -1,0 +1,69 @@
+"""`driftline up`: Kafka and the workers, until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli._context import CliContext
+
+
+def up(
+    ctx: typer.Context,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Bundle folder; the newest one of the dataset by default.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC", help="An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat for more. Default: every-n:n=20."
+        ),
+    ] = None,
+    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    devices: Annotated[int, typer.Option(min=1, max=64, help="Device workers.")] = 2,
+    clouds: Annotated[int, typer.Option(min=1, max=64, help="Cloud workers.")] = 1,
+) -> None:
+    """Start Kafka (unless kafka.bootstrap names one), device workers and cloud workers, and keep them running.
+
+    A second run goes on with the data and the state of the first. Feed it with `driftline replay`.
+    """
+    import threading
+
+    from infra.broker import broker_for
+    from infra.bundles import choose_bundle
+    from infra.launch import Supervisor, like_ctrl_c
+    from infra.workers import worker_specs
+    from infra.workspace import Workspace
+    from streams.errors import SettingsError
+    from streams.experiment.arms import load_experiment, parse_arms
+    from streams.kafka_admin import ensure_topics
+    from streams.kafka_clients import client_config
+    from streams.topics import Topics
+
+    context: CliContext = ctx.obj
+    settings = context.settings
+    if experiment is not None and arm:
+        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
+    chosen = load_experiment(experiment) if experiment else parse_arms(arm or ["every-n:n=20"])
+    folder = choose_bundle(settings, bundle)
+    workspace = Workspace(settings.home)
+    clients = client_config(settings.kafka) if settings.kafka.bootstrap else None
+    broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=typer.echo, clients=clients)
+    with like_ctrl_c():
+        try:
+            broker.start()
+            kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap})
+            mine = settings.model_copy(update={"kafka": kafka})
+            ensure_topics(kafka, Topics(kafka.topic_prefix, kafka.partitions).specs())
+            specs = worker_specs(mine, workspace.run("up"), folder, chosen, clouds=clouds, devices=devices)
+            with Supervisor(specs, on_event=lambda event: typer.echo(event.message)) as supervisor:
+                supervisor.wait_ready()
+                typer.echo(f"Kafka {broker.version} at {broker.bootstrap}; feed it with")
+                typer.echo(f"  driftline replay --bootstrap {broker.bootstrap} --from test --rate 250")
+                for status in supervisor.statuses:
+                    typer.echo(f"  {status.name}: {status.url}/metrics, log {status.log_file}")
+                supervisor.run_until(threading.Event())
+        finally:
+            broker.stop(1.5)

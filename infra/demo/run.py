@@ -1,0 +1,264 @@
+"""The course of a demo: broker, bundle, workers, replay, the books, the table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console
+
+from device_agent.state import StateLayout
+from infra.broker import broker_for
+from infra.bundles import choose_bundle
+from infra.demo.applied import applied_counts
+from infra.demo.reader import RecommendationReader
+from infra.demo.screen import DemoScreen
+from infra.launch import Supervisor, SupervisorEvent
+from infra.workers import worker_specs
+from infra.workspace import Workspace, as_environment, new_run_name
+from streams.bundle import Bundle, load_bundle
+from streams.datasets import Prepared, ensure_prepared
+from streams.errors import BundleError, ProcessFailed, SettingsError
+from streams.experiment.accounting import Accounting, applied_exactly_once
+from streams.experiment.arms import Experiment
+from streams.experiment.outcomes import Outcomes
+from streams.experiment.report import Report, build_report
+from streams.kafka_admin import delete_topics, ensure_topics
+from streams.kafka_clients import client_config
+from streams.replay import (
+    AtMostRate,
+    AtSpeed,
+    Flat,
+    GroupLag,
+    KafkaSink,
+    Pace,
+    Replay,
+    ReplayPlan,
+    ReplayProgress,
+    Schedule,
+    make_schedule,
+)
+from streams.settings import Settings
+from streams.topics import Topics
+
+RATE: Final = 250.0
+"""Events a second where no speed is given: slow enough for two cores to answer refresh requests while the session
+they belong to is still going on."""
+SILENCE_S: Final = 120.0
+"""A pipeline from which nothing comes for so long is not going on; restarts and broker pauses take less."""
+STOP_BROKER_S: Final = 1.5
+"""Workers have their 3.5 s; together the 5 s that Ctrl-C may take."""
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What is shown."""
+
+    dataset: str
+    experiment: Experiment
+    events: int | None = None
+    """At most so many events of the test period."""
+    speed: float | None = None
+    """Event time passes so many times as fast as wall time; inf: as fast as it goes; None: `RATE` events a second."""
+    devices: int = 2
+    clouds: int = 1
+    keep_topics: bool = False
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The table, and what a reader should know besides."""
+
+    report: Report
+    notes: list[str]
+    run: str
+
+
+def run_demo(settings: Settings, options: DemoOptions, console: Console) -> DemoResult:
+    """Run the whole demo; progress goes to `console`.
+
+    Raises
+    ------
+    DriftlineError
+        Something needed is missing or a worker keeps failing; the message says which and where its log is.
+    """
+    name = new_run_name("demo")
+    workspace = Workspace(settings.home)
+    run = workspace.run(name)
+    run.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=say, clients=_clients(settings))
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(broker.start)  # Kafka needs seconds, a first bundle a minute: side by side
+        try:
+            prepared = ensure_prepared(settings, options.dataset)
+            bundle = _find_or_train(settings, prepared, say)
+            starting.result()
+            say(f"Kafka {broker.version} at {broker.bootstrap}; logs and state of this run: {run}")
+            kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap, "topic_prefix": f"{name}."})
+            mine = settings.model_copy(update={"kafka": kafka, "dataset": options.dataset})
+            topics = Topics(kafka.topic_prefix, kafka.partitions)
+            ensure_topics(kafka, topics.specs())
+            specs = worker_specs(
+                mine, run, bundle.path, options.experiment, clouds=options.clouds, devices=options.devices
+            )
+            with Supervisor(specs, on_event=lambda event: _tell(event, say)) as supervisor:
+                supervisor.wait_ready()
+                result = _replay_and_judge(mine, options, prepared, bundle, supervisor, console, broker.version, name)
+            if not options.keep_topics:
+                delete_topics(kafka, [spec.name for spec in topics.specs()])
+            return result
+        finally:
+            starting.cancel()
+            if starting.done() or not starting.cancelled():
+                broker.stop(STOP_BROKER_S)
+
+
+def _replay_and_judge(
+    settings: Settings,
+    options: DemoOptions,
+    prepared: Prepared,
+    bundle: Bundle,
+    supervisor: Supervisor,
+    console: Console,
+    kafka_version: str,
+    run: str,
+) -> DemoResult:
+    topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
+    experiment, test = options.experiment, bundle.manifest.test
+    plan = ReplayPlan(run, start_ms=test.start_ms, end_ms=test.end_ms, limit=options.events)
+    schedule = make_schedule(prepared, plan, topics.partitions)
+    live = range(schedule.backfilled, len(schedule))
+    arm_of = None
+    if experiment.design == "split":
+        arm_of = [experiment.arm_of(schedule.device_ids[position]) or 0 for position in live]
+    accounting = Accounting(
+        (schedule.event_id(position) for position in live), [arm.name for arm in experiment.arms], arm_of
+    )
+    wanted = len(live) * (1 if arm_of is not None else len(experiment.arms))
+    reader = RecommendationReader(settings.kafka, topics, Outcomes(arm.name for arm in experiment.arms), accounting)
+    reader.start()
+    lag = GroupLag(settings.kafka, topics.group(settings.device.group), topics)
+    started: float | None = None
+    try:
+        with DemoScreen(console) as screen, KafkaSink(settings.kafka, topics, run) as sink:
+
+            def on_progress(progress: ReplayProgress) -> None:
+                nonlocal started
+                if started is None and not progress.backfilling:
+                    started = time.monotonic()
+                supervisor.check()
+                with reader.lock:
+                    screen.show(progress, reader.outcomes)
+
+            Replay(
+                schedule,
+                sink,
+                pace=_pace(options.speed),
+                lag=lag,
+                max_lag=settings.replay.max_lag,
+                on_progress=on_progress,
+            ).run()
+            silent_since = time.monotonic()
+            while reader.read < wanted:
+                time.sleep(0.1)
+                supervisor.check()
+                if time.monotonic() - max(silent_since, reader.last_read) > SILENCE_S:
+                    break  # the books say what is missing
+                with reader.lock:
+                    screen.show(None, reader.outcomes)
+    finally:
+        lag.close()
+    wall_s = reader.last_read - (started or reader.last_read)
+    supervisor.stop()
+    reader.finish()
+    layout = StateLayout(bundle.manifest, len(experiment.arms), candidates=settings.cloud.candidates)
+    applied = applied_exactly_once(applied_counts(settings.kafka, topics, layout), _expected_counts(schedule))
+    report, notes = build_report(
+        reader.outcomes,
+        accounting.result(),
+        applied,
+        kafka_version=kafka_version,
+        dataset=prepared.manifest.name,
+        events=len(live),
+        wall_s=wall_s,
+        paired=experiment.design == "paired",
+    )
+    if options.events is not None and len(live) < options.events:
+        notes.append(f"{options.events:,} events were asked for; the test period has {len(live):,}")
+    restarts = sum(status.restarts for status in supervisor.statuses)
+    if restarts:
+        notes.append(f"workers were started again {restarts} times; see the logs under {run}")
+    return DemoResult(report, notes, run)
+
+
+def _expected_counts(schedule: Schedule) -> Counter[str]:
+    return Counter(schedule.device_ids)
+
+
+def _find_or_train(settings: Settings, prepared: Prepared, say: Say) -> Bundle:
+    """Use the bundle of these very data, or train one in a process of its own, which gives its memory back."""
+    name = prepared.manifest.name
+
+    def found() -> Bundle | None:
+        try:
+            bundle = load_bundle(choose_bundle(settings, dataset=name), part="device")
+        except BundleError:
+            if settings.bundle:
+                raise
+            return None
+        if bundle.manifest.dataset_hash != prepared.manifest.hash:
+            if settings.bundle:
+                raise SettingsError(
+                    f"bundle {bundle.path} was trained on other data than dataset {name}",
+                    remedy="name another bundle, or leave it out: one is trained",
+                )
+            return None
+        return bundle
+
+    if bundle := found():
+        return bundle
+    say(f"training a bundle of {name}: the first time only")
+    done = subprocess.run(
+        [sys.executable, "-m", "infra", "train", "--dataset", name],
+        env=_environment(settings),
+        stdout=sys.stderr,  # stdout is the result's
+        check=False,
+    )
+    if done.returncode:
+        raise ProcessFailed(f"training a bundle of {name} ended with exit code {done.returncode}; its words are above")
+    if bundle := found():
+        return bundle
+    raise BundleError(f"training ended well and left no bundle of dataset {name} under {settings.home / 'bundles'}")
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {**os.environ, **as_environment(settings)}
+
+
+def _pace(speed: float | None) -> Pace:
+    if speed is None:
+        return AtMostRate(RATE)
+    return Flat() if speed == float("inf") else AtSpeed(speed)
+
+
+def _clients(settings: Settings) -> dict[str, object] | None:
+    return client_config(settings.kafka) if settings.kafka.bootstrap else None
+
+
+def _tell(event: SupervisorEvent, say: Say) -> None:
+    if event.kind in ("restarting", "failed"):
+        say(event.message)
