@@ -19,7 +19,7 @@ MAX_ERROR_CHARS: Final = 1000
 """An error may quote the record; the header must not grow with it."""
 
 
-def dead_letter(  # noqa: PLR0917 -- the order of Kafka's own records
+def dead_letter(
     topic: str,
     partition: int,
     offset: int,
