@@ -1,0 +1,1 @@
+"""Training a bundle: offline, in torch. Only `train` and the models import torch; finding a bundle does not."""

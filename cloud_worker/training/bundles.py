@@ -1,0 +1,68 @@
+"""Where bundles lie, and which of them fits a dataset. No torch here: the demo asks this first."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from streams.bundle import FORMAT, MANIFEST, Manifest
+from streams.datasets import Split
+
+
+def driftline_version() -> str:
+    """The installed version; ``source`` when run from a tree that is not installed."""
+    try:
+        return metadata.version("driftline")
+    except metadata.PackageNotFoundError:
+        return "source"
+
+
+def split_hash(split: Split) -> str:
+    """Eight hexadecimal digits of the three periods."""
+    edges = [split.train.start_ms, split.valid.start_ms, split.test.start_ms, split.test.end_ms]
+    return hashlib.sha256(repr(edges).encode()).hexdigest()[:8]
+
+
+def bundle_path(home: Path, dataset: str, seed: int, split: Split) -> Path:
+    """Where `driftline train` puts a bundle when it is not told."""
+    return home / "bundles" / f"{dataset}-{seed}-{split_hash(split)}"
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return a bundle's manifest, or None where there is none that this version reads; the files are not verified."""
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return manifest if manifest.format == FORMAT else None
+
+
+def fits(manifest: Manifest, dataset_hash: str, split: Split | None = None, seed: int | None = None) -> bool:
+    """Whether a bundle was made by this version for these data, and for this split and seed if they are given."""
+    return (
+        manifest.dataset_hash == dataset_hash
+        and manifest.driftline_version == driftline_version()
+        and (seed is None or manifest.seed == seed)
+        and (split is None or (manifest.train, manifest.valid, manifest.test) == (split.train, split.valid, split.test))
+    )
+
+
+def find_bundle(home: Path, dataset: str, dataset_hash: str, split: Split | None = None) -> Path | None:
+    """Return the newest bundle under `home` that this version made for a dataset with this content.
+
+    Parameters
+    ----------
+    dataset, dataset_hash
+        Name and content hash of the prepared dataset.
+    split
+        None: any.
+    """
+    found: list[tuple[str, Path]] = []
+    for path in sorted((home / "bundles").glob(f"{dataset}-*")):
+        manifest = read_manifest(path)
+        if manifest is not None and manifest.dataset == dataset and fits(manifest, dataset_hash, split):
+            found.append((manifest.created, path))
+    return max(found)[1] if found else None

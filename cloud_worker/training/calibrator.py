@@ -1,0 +1,118 @@
+"""The calibrator that a device repairs a stale embedding with, distilled from the embedding the cloud would send now.
+
+    x = [e, m, φ_std]      ê = e + (1 - σ(W_g x + b_g)) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)      MLP: linear, GELU, linear
+
+The loss is the KL divergence from the scores of the fresh embedding to those of ê, plus a small cross-entropy on the
+next item: distillation recovers far more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device
+calibration: a reconstruction from the abstract; the tanh, which leaves a fresh embedding alone, and the distillation
+are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from cloud_worker.training.options import CalibratorOptions
+from streams.bundle import PHI
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Q moments: embedding e (Q, d), mean m (Q, d), standardised φ (Q, P), gap (Q,), fresh (Q, d), next item (Q,)."""
+
+    stale: Floats
+    means: Floats
+    phi: Floats
+    gap: npt.NDArray[np.int64]
+    fresh: Floats
+    targets: npt.NDArray[np.int64]
+
+
+class Calibrator(nn.Module):
+    """The gate and the MLP over d dimensions."""
+
+    def __init__(self, d: int, hidden: int) -> None:
+        super().__init__()
+        width = 2 * d + len(PHI)
+        self.gate = nn.Linear(width, d)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, d))
+
+    def forward(self, stale: Tensor, means: Tensor, phi: Tensor, gap: Tensor) -> Tensor:
+        """(Q, d) ê."""
+        x = torch.cat([stale, means, phi], dim=-1)
+        closed = 1.0 - torch.sigmoid(self.gate(x))
+        repaired: Tensor = stale + closed * torch.tanh(gap[:, None] / 4.0) * (self.mlp(x) - stale)
+        return repaired
+
+    @torch.no_grad()
+    def apply_to(self, data: CalibrationData) -> Floats:
+        """(Q, d) ê of all of `data`."""
+        device = self.gate.weight.device
+        arrays = (data.stale, data.means, data.phi, data.gap.astype(np.float32))
+        repaired: Floats = self(*(torch.from_numpy(a).to(device) for a in arrays)).cpu().numpy()
+        return repaired
+
+    def tensors(self) -> dict[str, Floats]:
+        """As in `streams.bundle.DEVICE_TENSORS`."""
+        return {f"calibrator.{k}": v.detach().cpu().numpy().astype(np.float32) for k, v in self.state_dict().items()}
+
+
+def _no_word(_epoch: int, _loss: float) -> None: ...
+
+
+def fit(
+    model: Calibrator,
+    data: CalibrationData,
+    vectors: Floats,
+    bias: Floats,
+    options: CalibratorOptions,
+    generator: np.random.Generator,
+    after_epoch: Callable[[int, float], None] = _no_word,
+) -> None:
+    """Train `model` in place.
+
+    Parameters
+    ----------
+    vectors, bias
+        (N, d) and (N,) of the shared space. Of a catalogue larger than ``options.negatives`` each batch compares so
+        many items, the next ones always among them.
+    """
+    device = model.gate.weight.device
+    v, b = torch.from_numpy(vectors).to(device), torch.from_numpy(bias).to(device)
+    arrays = (data.stale, data.means, data.phi, data.gap.astype(np.float32), data.fresh)
+    stale, means, phi, gap, fresh = (torch.from_numpy(a).to(device) for a in arrays)
+    targets = torch.from_numpy(data.targets).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-2)
+    steps = max(1, options.epochs * -(-len(stale) // options.batch))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    model.train()
+    for epoch in range(options.epochs if len(stale) else 0):
+        losses = []
+        order = torch.from_numpy(generator.permutation(len(stale))).to(device)
+        for rows in torch.split(order, options.batch):
+            some_v, some_b, some_targets = v, b, targets[rows]
+            if len(v) > options.negatives:
+                drawn = torch.from_numpy(generator.choice(len(v), options.negatives, replace=False)).to(device)
+                items, inverse = torch.unique(torch.cat([some_targets, drawn]), return_inverse=True)
+                some_v, some_b, some_targets = v[items], b[items], inverse[: len(rows)]
+            repaired = model(stale[rows], means[rows], phi[rows], gap[rows])
+            logged = F.log_softmax(F.linear(repaired, some_v, some_b), dim=-1)
+            wanted = F.log_softmax(F.linear(fresh[rows], some_v, some_b), dim=-1)
+            loss = F.kl_div(logged, wanted, reduction="batchmean", log_target=True)
+            loss = loss + options.next_item_weight * F.nll_loss(logged, some_targets)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.detach())
+        after_epoch(epoch + 1, float(torch.stack(losses).mean()))
+    model.eval()

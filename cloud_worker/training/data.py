@@ -1,0 +1,84 @@
+"""Histories: every user's interactions in order, and which of them each period may know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Interactions grouped by user (compressed rows), oldest first, nothing at or after the test period.
+
+    A position p of a user counts interactions: ``items[start + p]`` is what is taken when p interactions are known.
+
+    Attributes
+    ----------
+    n_items
+        N, the whole catalogue.
+    starts
+        (U + 1,) where each user's interactions begin.
+    items, times_ms
+        (E,) item indexes and event times.
+    trained
+        (U,) interactions of each user that lie in the training period; the others lie in the validation period.
+    """
+
+    n_items: int
+    starts: Ints
+    items: Ints
+    times_ms: Ints
+    trained: Ints
+
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        """(U,) interactions of each user, both periods."""
+        return np.diff(self.starts)
+
+    def of(self, user: int, until: int | None = None) -> Ints:
+        """Item indexes of a user's first `until` interactions; None: all."""
+        start, end = self.starts[user], self.starts[user + 1]
+        return self.items[start : end if until is None else start + until]
+
+    def popularity(self, *, valid: bool) -> Ints:
+        """(N,) interactions of each item in the training period, with ``valid`` in both."""
+        if valid:
+            return np.bincount(self.items, minlength=self.n_items)
+        keep = np.arange(len(self.items)) - np.repeat(self.starts[:-1], self.lengths) < np.repeat(
+            self.trained, self.lengths
+        )
+        return np.bincount(self.items[keep], minlength=self.n_items)
+
+
+def make_histories(users: Ints, items: Ints, times_ms: Ints, n_items: int, valid_start_ms: int) -> Histories:
+    """Group interactions by user.
+
+    Parameters
+    ----------
+    users, items, times_ms
+        (E,) in event-time order, all before the test period; equal times keep this order.
+    n_items
+        N.
+    valid_start_ms
+        First moment of the validation period.
+    """
+    _, user = np.unique(users, return_inverse=True)
+    order = np.argsort(user, kind="stable")
+    counts = np.bincount(user)
+    trained = np.bincount(user, weights=(times_ms < valid_start_ms).astype(np.float64)).astype(np.int64)
+    return Histories(
+        n_items=n_items,
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        items=items[order].astype(np.int64),
+        times_ms=times_ms[order].astype(np.int64),
+        trained=trained,
+    )

@@ -1,0 +1,43 @@
+"""Score fusion of LSC4Rec (arXiv 2501.05647, collaborative inference): α z(cloud) + (1 - α) z(SRM).
+
+z is taken over the whole catalogue, seen items included, as `device_agent.ranking` does. A score that does not differ
+between items has no say.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from streams.experiment.ranking_metrics import ndcg_at, reciprocal_rank
+
+Floats = npt.NDArray[np.float32]
+GRID: Final = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+
+def standardised(scores: Floats) -> Floats:
+    """(Q, N) z-scores over each row."""
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    deviation = centred.std(axis=1, keepdims=True)
+    return np.where(deviation > 1e-6, centred / np.maximum(deviation, 1e-6), 0.0).astype(np.float32)
+
+
+def fused(cloud: Floats, srm: Floats, alpha: float) -> Floats:
+    """(Q, N) fused scores of standardised cloud and SRM scores."""
+    return alpha * cloud + np.float32(1.0 - alpha) * srm
+
+
+def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -> float:
+    """The α with the best mean of NDCG@10 and MRR; of equal ones the smallest.
+
+    Parameters
+    ----------
+    ranks
+        (len(alphas), Q) ranks of the same moments under each α; the mean α without moments.
+    """
+    if not ranks.shape[1]:
+        return float(np.mean(alphas))
+    worth = [float(ndcg_at(row).mean() + reciprocal_rank(row).mean()) for row in ranks]
+    return alphas[int(np.argmax(worth))]

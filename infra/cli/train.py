@@ -1,0 +1,161 @@
+"""``driftline train``: make a bundle for a dataset, or find the one that is there."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.cli._context import CliContext
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from cloud_worker.training.options import Progress
+    from streams.bundle import Manifest
+
+
+class Device(enum.StrEnum):
+    """Where torch computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def train(
+    ctx: typer.Context,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Prepared dataset; the setting's.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle's folder; one under home.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bundles on one machine.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.auto,
+    split: Annotated[
+        str, typer.Option(metavar="A,B,C", help="Fractions of training, validation and test period, by time.")
+    ] = "0.7,0.1,0.2",
+    retrain: Annotated[bool, typer.Option(help="Let the SRM go on over the validation period at the end.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Train even where a fitting bundle is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Train a model bundle: item vectors, projector, SRM, calibrator, staleness score.
+
+    A fitting bundle (same data, split, seed and version) is kept, and only shown.
+    """
+    from cloud_worker.training.bundles import bundle_path, fits, read_manifest
+    from streams.bundle import load_bundle
+    from streams.datasets import ensure_prepared, global_time_split
+
+    context: CliContext = ctx.obj
+    settings = context.settings
+    name = dataset or settings.dataset
+    prepared = ensure_prepared(settings, name)
+    periods = global_time_split(prepared.events, _fractions(split))
+    path = out or bundle_path(settings.home, name, seed, periods)
+    manifest = read_manifest(path)
+    found = manifest is not None and not force and fits(manifest, prepared.manifest.hash, periods, seed)
+    if found:
+        manifest = load_bundle(path).manifest
+    else:
+        from cloud_worker.cache import CachedEncoder, EmbeddingCache
+        from cloud_worker.encoder import make_encoder
+        from cloud_worker.training.options import TrainOptions
+        from cloud_worker.training.train import train_bundle
+
+        cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
+        try:
+            encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
+            with _Bars() as bars:
+                options = TrainOptions(seed=seed, device=device.value, retrain=retrain)
+                manifest = train_bundle(prepared, periods, encoder, path, options, bars.show)
+        finally:
+            cache.close()
+    assert manifest is not None
+    _report(manifest, path, found=found, as_json=as_json)
+
+
+def _fractions(given: str) -> tuple[float, float, float]:
+    try:
+        first, second, third = (float(part) for part in given.split(","))
+    except ValueError as exc:
+        raise typer.BadParameter("three numbers with commas between them, as in 0.7,0.1,0.2") from exc
+    if min(first, second, third) <= 0:
+        raise typer.BadParameter("the fractions must be above 0")
+    return first, second, third
+
+
+class _Bars:
+    """A bar a stage on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description:<15}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Called from two threads; rich's bars have a lock."""
+        if progress.stage not in self._tasks:
+            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, note="")
+        self._bars.update(
+            self._tasks[progress.stage], completed=progress.done, total=progress.total, note=progress.note
+        )
+
+
+def _rows(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """One row a model: its measures as columns."""
+    rows: dict[str, dict[str, Any]] = {}
+    for key, value in metrics.items():
+        model, _, measure = key.rpartition(".")
+        if measure in {"ndcg@10", "hr@10", "mrr"}:
+            rows.setdefault(model, {"model": model})[measure] = value
+    return list(rows.values())
+
+
+def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> None:
+    rows = _rows(manifest.metrics)
+    others = {k: v for k, v in manifest.metrics.items() if k.rpartition(".")[2] not in {"ndcg@10", "hr@10", "mrr"}}
+    if as_json:
+        meta = {
+            "bundle": manifest.bundle_id,
+            "path": str(path),
+            "found": found,
+            "dataset": manifest.dataset,
+            "seed": manifest.seed,
+            **others,
+        }
+        print(json.dumps({"meta": meta, "rows": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{manifest.dataset}, validation period, full catalogue of {manifest.n_items}")
+    for column in ("model", "ndcg@10", "hr@10", "mrr"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        table.add_row(row["model"], *(f"{row[c]:.4f}" for c in ("ndcg@10", "hr@10", "mrr")))
+    console = Console()
+    console.print(table)
+    console.print("  ".join(f"{key} {value:.3g}" for key, value in others.items()), highlight=False)
+    console.print(
+        f"{'found' if found else 'made'} bundle {manifest.bundle_id} in {path}", highlight=False, soft_wrap=True
+    )
