@@ -1,0 +1,62 @@
+"""``driftline data`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def driftline(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTLINE_")} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "infra", "--home", str(home), *arguments]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    (tmp_path / "e.csv").write_text("who,what,when\na,x,2020-01-01\na,y,2020-01-02\nb,x,2020-01-03\na,x,2020-01-04\n")
+    (tmp_path / "i.tsv").write_text("item_id\ttitle\tcategories\nx\tThe X\tletters\n")
+    return tmp_path
+
+
+def test_an_imported_table_is_listed_and_shown_by_its_name(tables: Path) -> None:
+    mapping = "user=who,item=what,time=when"
+    done = driftline(
+        tables, "data", "import", "--name", "mine", "--events", "e.csv", "--items", "i.tsv", "--map", mapping, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)["rows"][0]
+    assert (made["events"], made["devices"], made["items"], made["repeats"]) == (4, 2, 2, True)
+    listed = {row["name"]: row for row in json.loads(driftline(tables, "data", "list", "--json").stdout)["rows"]}
+    assert listed["mine"]["prepared"]
+    assert listed["mine"]["origin"] == "imported"
+    assert not listed["ml-1m"]["prepared"]
+    assert json.loads(driftline(tables, "data", "show", "mine", "--json").stdout)["rows"][0] == made
+    assert "2020-01-04" in driftline(tables, "data", "show", "mine").stdout
+
+
+def test_what_cannot_be_imported_ends_with_1_and_a_remedy(tables: Path) -> None:
+    done = driftline(tables, "data", "import", "--name", "mine", "--events", "e.csv")
+    assert done.returncode == 1
+    assert "e.csv has no column for user" in done.stderr
+    assert "--map user=COLUMN" in done.stderr
+    taken = driftline(tables, "data", "import", "--name", "ml-100k", "--events", "e.csv")
+    assert taken.returncode == 1
+    assert "built-in" in taken.stderr
+    assert not (tables / "datasets").exists()
+
+
+def test_a_replay_without_a_broker_or_with_two_paces_says_so(tables: Path) -> None:
+    two = driftline(tables, "replay", "mine", "--speed", "3", "--rate", "3")
+    assert two.returncode == 2
+    assert "exclude each other" in two.stderr
+    nowhere = driftline(tables, "replay", "nope")
+    assert nowhere.returncode == 1
+    assert "there is no dataset nope" in nowhere.stderr
