@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -276,7 +277,10 @@ def test_another_encoder_than_the_bundles_is_refused_at_the_start(cloud: Cloud) 
 def test_a_broker_that_is_gone_for_30_s_is_waited_for(
     make_broker: Callable[..., Broker], topic_prefix: str, bundle: Bundle, server: EmbeddingServer, tmp_path: Path
 ) -> None:
-    broker = make_broker()
+    with socket.socket() as free:  # it must come back where it was
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    broker = make_broker(port=port)
     broker.start()
     cloud = Cloud(broker.bootstrap, topic_prefix, bundle, server, tmp_path)
     try:
