@@ -24,11 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.calibration import Calibrator
-from device_agent.policies.base import NEVER_MS, Signals
+from device_agent.policies.base import Signals
 from device_agent.policies.registry import build_policy
 from device_agent.ranking import Mode, Ranked, Ranker
 from device_agent.srm import Srm
-from device_agent.staleness import LOG_AGE, StalenessModel, log_age, recent_of_window, unit_vectors, write_signals
+from device_agent.staleness import (
+    StalenessModel,
+    inverse_norms,
+    recent_of_window,
+    unit_vectors,
+    write_age,
+    write_signals,
+)
 from device_agent.state import RECENT_HASHES, Records, StateLayout
 from streams.bundle import Bundle
 from streams.experiment.arms import ArmSpec
@@ -37,6 +44,8 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
+
+_BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 APPLIED: Final = 0
 OLDER: Final = 1
@@ -103,8 +112,6 @@ class StepResult(NamedTuple):
     """(B, A, k) the list, best first (-1, as where fewer items can be ranked)."""
     staleness: Floats
     """(B, A) s of the embedding served with (1, as without one)."""
-    reliability: Floats
-    """(B, A) 1 - s (0)."""
     gap: Int64s
     """(B, A) interactions since its as_of (-1, as without one)."""
     age_ms: Int64s
@@ -119,6 +126,11 @@ class StepResult(NamedTuple):
     """(B, A) why: index into `DeviceCore.reasons` (0, the empty string)."""
     urgency: Floats
     """(B, A) the policy's score where it asks (0)."""
+
+    @property
+    def reliability(self) -> Floats:
+        """(B, A) 1 - staleness."""
+        return np.float32(1) - self.staleness
 
 
 class DeviceCore:
@@ -190,15 +202,17 @@ class DeviceCore:
         wave
             Their events.
         """
+        hashes = wave.hashes
+        if np.count_nonzero(hashes) != len(hashes):
+            hashes = np.maximum(hashes, np.uint64(1))  # 0 marks an empty slot
         already = wave.offsets <= records["applied"]
-        hashes = np.maximum(wave.hashes, np.uint64(1))  # 0 marks an empty slot
-        duplicate = np.logical_or.reduce(records["recent_hashes"] == hashes[:, None], axis=1)
-        duplicate &= ~already
-        dropped = already | duplicate
+        repeated = records["recent_hashes"] == hashes[:, None]
         # A huge argument of exp only means a gate that is quite shut.
         with np.errstate(over="ignore", invalid="ignore"):
-            if not np.count_nonzero(dropped):
-                return self._step_live(self.layout.copy(records), wave, hashes, dropped)
+            if not np.count_nonzero(already) and not np.count_nonzero(repeated):
+                return self._step_live(self.layout.copy(records), wave, hashes, already)
+            duplicate = repeated.any(axis=1) & ~already
+            dropped = already | duplicate
             live = np.flatnonzero(~dropped)
             whole = self._nothing(self.layout.copy(records), already, duplicate)
             whole.records["applied"][duplicate] = wave.offsets[duplicate]
@@ -262,7 +276,8 @@ class DeviceCore:
         ).astype(np.uint8)
         waiting_for = arm["inflight_as_of"][every, arm_index]
         answered = np.flatnonzero((fate != NOT_FINITE) & (fate != FUTURE) & (as_of >= waiting_for))
-        arm["inflight_as_of"][answered, arm_index[answered]] = -1
+        for name in ("inflight_as_of", "inflight_until_ms"):
+            arm[name][answered, arm_index[answered]] = -1
         rows = np.flatnonzero(fate == APPLIED)
         if not len(rows):
             return out, fate
@@ -271,23 +286,29 @@ class DeviceCore:
         arm["as_of"][at] = as_of[rows]
         arm["embedded_time_ms"][at] = event_time_ms[rows]
         arm["freshness_ms"][at] = np.maximum(now_ms - requested_at_ms[rows], 0)
-        arm["candidates"][at] = self._clean_candidates([candidates[row] for row in rows.tolist()])
+        arm["candidates"][at] = self._ranker.without_seen(
+            self._clean_candidates([candidates[row] for row in rows.tolist()]), out["seen"][rows]
+        )
         gap = out["count"][rows] - as_of[rows]
-        sums, norms = recent_of_window(
+        mean, norm = recent_of_window(
             out["history_items"][rows], out["history_len"][rows], gap, self._directions, float(self._decay)
         )
-        arm["recent_sum"][at] = sums
-        arm["recent_norm"][at] = norms
+        vector = half[rows].astype(np.float32)
+        inverse_norm = inverse_norms(vector)
+        arm["recent_mean"][at] = mean
+        arm["recent_norm"][at] = norm
+        arm["inverse_norm"][at] = inverse_norm
         phi = np.empty((len(rows), 1, arm["phi"].shape[-1]), np.float32)
         write_signals(
             phi,
-            embedding=half[rows, None].astype(np.float32),
-            recent_sum=sums[:, None],
-            recent_norm=norms[:, None],
+            embedding=vector[:, None],
+            inverse_norm=inverse_norm[:, None],
+            mean=mean[:, None],
+            norm=norm[:, None],
             last=self._directions.take(out["last_item"][rows], axis=0),
             gap=gap[:, None],
-            aged=log_age(np.maximum(out["last_time_ms"][rows] - event_time_ms[rows], 0)[:, None]),
         )
+        write_age(phi, np.maximum(out["last_time_ms"][rows] - event_time_ms[rows], 0)[:, None])
         arm["phi"][at] = phi[:, 0]
         return out, fate
 
@@ -300,20 +321,20 @@ class DeviceCore:
     def _step_live(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], no_rows: Bools) -> StepResult:
         """Step devices none of which drops its event; `out` is ours and is changed."""
         arm = out["arm"]
-        times = wave.times_ms[:, None]
         as_of = arm["as_of"].copy()
         has = as_of >= 0
-        complete = np.count_nonzero(has) == has.size
+        lacking = None if np.count_nonzero(has) == has.size else ~has
         embedding = arm["embedding"].astype(np.float32)
-        age = times - arm["embedded_time_ms"]
+        age = wave.times_ms[:, None] - arm["embedded_time_ms"]
         np.maximum(age, 0, out=age)
         gap = out["count"][:, None] - as_of
 
-        # Serve, from the state before the interaction: only the embedding's age has moved on.
+        # Serve, from the state before the interaction: of the signals, only the embedding's age has moved on.
         phi = arm["phi"]
-        aged = log_age(age)
-        phi[..., LOG_AGE] = aged if complete else aged * has
-        staleness = self._staleness(phi, has)
+        write_age(phi, age)
+        if lacking is not None:
+            phi[lacking] = 0
+        staleness = self._staleness(phi, None if lacking is None else has)
         asked = self._asked(wave)
         ranked = self._serve(out, wave.items, embedding, has, gap, asked)
         out_of_order = wave.times_ms < out["last_time_ms"]
@@ -326,29 +347,26 @@ class DeviceCore:
             part = self.layout.take(out, rows)
             self._learn_items(part, wave.items[rows], wave.times_ms[rows])
             self.layout.put(out, rows, part)
-        self._count(out, wave, hashes)
+        self._count(out, wave, hashes, known)
 
         gap_before = gap.copy()
         gap += 1
         write_signals(
             phi,
             embedding=embedding,
-            recent_sum=arm["recent_sum"],
-            recent_norm=arm["recent_norm"],
+            inverse_norm=arm["inverse_norm"],
+            mean=arm["recent_mean"],
+            norm=arm["recent_norm"],
             last=self._directions.take(out["last_item"], axis=0),
             gap=gap,
-            aged=aged,
         )
-        if not complete:
-            nothing = ~has
-            phi[nothing] = 0
-            age[nothing] = NEVER_MS
-            gap[nothing] = -1
-        request, reason, urgency = self._decide(out, wave, has, gap, age, asked)
-        freshness = arm["freshness_ms"].copy()
-        if not complete:
-            age[nothing] = -1
-            gap_before[nothing] = -1
+        if lacking is not None:
+            phi[lacking] = 0
+            gap[lacking] = -1
+        request, reason, urgency = self._decide(out, wave, has, lacking, gap, age, asked)
+        if lacking is not None:
+            age[lacking] = -1
+            gap_before[lacking] = -1
         return StepResult(
             records=out,
             already_applied=no_rows,
@@ -360,11 +378,10 @@ class DeviceCore:
             ranked=ranked.ranked,
             top=ranked.top,
             staleness=staleness,
-            reliability=np.float32(1) - staleness,
             gap=gap_before,
             age_ms=age,
             as_of=as_of,
-            freshness_ms=freshness,
+            freshness_ms=arm["freshness_ms"].copy(),
             request=request,
             reason=reason,
             urgency=urgency,
@@ -385,14 +402,13 @@ class DeviceCore:
         arm = out["arm"]
         pairs = None if asked is None else np.flatnonzero(asked)
         if asked is None:
-            e, m, norm, phi = embedding, arm["recent_sum"], arm["recent_norm"], arm["phi"]
+            e, m, phi = embedding, arm["recent_mean"], arm["phi"]
             has, gap = has.reshape(-1), gap.reshape(-1)
         else:
-            e, m, norm, phi = (each[asked] for each in (embedding, arm["recent_sum"], arm["recent_norm"], arm["phi"]))
+            e, m, phi = (each[asked] for each in (embedding, arm["recent_mean"], arm["phi"]))
             has, gap = has[asked], gap[asked]
         e = e.reshape(-1, dim)
         if np.count_nonzero(has):
-            m = m / np.maximum(norm, np.float32(1))[..., None]  # a norm is 0 or at least 1
             calibrated = self._calibrate(e, m.reshape(-1, dim), phi.reshape(len(e), phi.shape[-1]), gap)
         else:
             calibrated = e
@@ -408,8 +424,10 @@ class DeviceCore:
             if pairs is not None:
                 candidates = candidates[pairs]
             if np.count_nonzero(has) != len(has):
-                candidates = np.where(has[:, None], candidates, self._ranker.popular)
-            found = self._ranker.candidates(queries, candidates, targets, seen)
+                candidates = candidates.copy()
+                popular = np.repeat(self._ranker.popular[None], len(has) - np.count_nonzero(has), axis=0)
+                candidates[~has] = self._ranker.without_seen(popular, seen[~has])
+            found = self._ranker.candidates(queries, candidates, targets)
         if asked is None:
             return Ranked(
                 found.rank.reshape(shape), found.ranked.reshape(shape), found.top.reshape(*shape, self.list_length)
@@ -424,50 +442,55 @@ class DeviceCore:
     def _learn_items(self, out: Records, items: Int32s, times_ms: Int64s) -> None:
         """History, SRM state, seen items and what was taken since each embedding, of items of the bundle."""
         at = np.arange(len(out))
-        length = out["history_len"]
-        slots = length % self.layout.window
+        slots = out["history_len"] % self.layout.window
         out["history_items"][at, slots] = items
         out["history_times"][at, slots] = times_ms
-        length += 1
         out["last_item"] = items
         out["srm_hidden"] = self._srm.step(out["srm_hidden"], items)
-        seen = out["seen"]
-        if seen.shape[1]:
-            byte = items >> 3
-            seen[at, byte] |= np.left_shift(1, items & 7).astype(np.uint8)
         arm = out["arm"]
-        sums, norms = arm["recent_sum"], arm["recent_norm"]
-        sums *= self._decay
-        sums += self._directions.take(items, axis=0)[:, None]
-        norms *= self._decay
-        norms += np.float32(1)
+        if self._ranker.exclude_seen:
+            out["seen"][at, items >> 3] |= _BIT.take(items & 7)
+            candidates = arm["candidates"]
+            np.copyto(candidates, -1, where=candidates == items[:, None, None])
+        mean, norm = arm["recent_mean"], arm["recent_norm"]
+        norm *= self._decay
+        norm += np.float32(1)
+        change = self._directions.take(items, axis=0)[:, None] - mean
+        change /= norm[..., None]
+        mean += change
 
-    def _count(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64]) -> None:
+    def _count(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], known: Bools) -> None:
         """What every interaction leaves behind, whatever its item."""
-        count, hash_count, last = out["count"], out["hash_count"], out["last_time_ms"]
-        out["recent_hashes"][np.arange(len(out)), hash_count % RECENT_HASHES] = hashes
-        hash_count += 1
-        count += 1
-        out["served"] += wave.serve
+        out["recent_hashes"][np.arange(len(out)), out["hash_count"] % RECENT_HASHES] = hashes
+        counters = self.layout.counters(out)
+        counters += 1  # count, served, history_len, hash_count
+        if np.count_nonzero(wave.serve) != len(out):
+            counters[~wave.serve, 1] -= 1
+        if np.count_nonzero(known) != len(out):
+            counters[~known, 2] -= 1
+        last = out["last_time_ms"]
         np.maximum(last, wave.times_ms, out=last)
         out["applied"] = wave.offsets
 
     def _decide(
-        self, out: Records, wave: Wave, has: Bools, gap: Int64s, age: Int64s, asked: Bools | None
+        self,
+        out: Records,
+        wave: Wave,
+        has: Bools,
+        lacking: Bools | None,
+        gap: Int64s,
+        age: Int64s,
+        asked: Bools | None,
     ) -> tuple[Bools, npt.NDArray[np.uint8], Floats]:
         """Ask the policies and mark what leaves: (B, A) request, reason, urgency."""
         arm = out["arm"]
         phi, scratch, count = arm["phi"], arm["scratch"], out["count"]
-        staleness = self._staleness(phi, has)
-        reliability = np.float32(1) - staleness
-        free = arm["inflight_as_of"] < 0
-        free |= arm["inflight_until_ms"] < wave.now_ms
+        staleness = self._staleness(phi, None if lacking is None else has)
+        free = arm["inflight_until_ms"] < wave.now_ms
         in_flight = ~free
         since = count[:, None] - arm["last_request_count"]
-        requested = arm["last_request_ms"]
-        since_ms = wave.times_ms[:, None] - requested
+        since_ms = wave.times_ms[:, None] - arm["last_request_ms"]
         np.maximum(since_ms, 0, out=since_ms)
-        since_ms[requested < 0] = NEVER_MS
 
         request = np.zeros(has.shape, np.bool_)
         reason = np.zeros(has.shape, np.uint8)
@@ -484,7 +507,6 @@ class DeviceCore:
                     age_ms=age[rows, a],
                     phi=phi[rows, a],
                     staleness=staleness[rows, a],
-                    reliability=reliability[rows, a],
                     since_request=since[rows, a],
                     since_request_ms=since_ms[rows, a],
                     in_flight=in_flight[rows, a],
@@ -523,7 +545,6 @@ class DeviceCore:
             ranked=np.zeros((b, a), np.int32),
             top=np.full((b, a, self.list_length), -1, np.int32),
             staleness=np.ones((b, a), np.float32),
-            reliability=np.zeros((b, a), np.float32),
             gap=np.full((b, a), -1, np.int64),
             age_ms=np.full((b, a), -1, np.int64),
             as_of=np.full((b, a), -1, np.int64),

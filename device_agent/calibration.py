@@ -14,12 +14,16 @@ Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import erf
 
 Floats = npt.NDArray[np.float32]
+
+_WIDE_OPEN: Final = 64
+"""Gap from which on tanh(gap / 4) is 1 in float32."""
 
 
 class Calibrator:
@@ -48,6 +52,7 @@ class Calibrator:
         self._joint = np.ascontiguousarray(weight.T, dtype=np.float32)
         self._joint_bias = bias.astype(np.float32)
         self._second = np.ascontiguousarray(second.T * (np.sqrt(2) / 2), dtype=np.float32)
+        self._opening = np.tanh(np.arange(_WIDE_OPEN) / 4).astype(np.float32)
         self._second_bias = tensors["calibrator.mlp.2.bias"].astype(np.float32)
 
     def __call__(self, embedding: Floats, recent: Floats, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
@@ -78,6 +83,6 @@ class Calibrator:
         closed = np.exp(y[:, : self.dim])  # 1 - σ(z) = 1 / (1 + e^z)
         closed += np.float32(1)
         change /= closed
-        change *= np.tanh(gap * np.float32(0.25))[:, None].astype(np.float32, copy=False)
+        change *= self._opening.take(gap, mode="clip")[:, None]
         change += embedding
         return change

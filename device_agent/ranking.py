@@ -36,8 +36,11 @@ Mode = Literal["catalogue", "candidates"]
 _CATALOGUE_BLOCK: Final = 4 << 20
 _CANDIDATE_BLOCK: Final = 512 << 10
 """Bytes of scores, and of gathered rows, worked on at a time: so that they stay in the processor's caches."""
+_MANY: Final = 8
+_SMALL_CATALOGUE: Final = 30
 _SMALLEST_VARIANCE: Final = np.float32(1e-12)
-_LARGEST_VARIANCE: Final = np.float32(1e30)
+_OFTEN: Final = 1024
+"""Queries at once for which a column of ones is kept ready."""
 _SORT_ALL: Final = 128
 """Scores so few that sorting them all is quicker than finding the best ones first."""
 _NEVER: Final = np.float32(-np.inf)
@@ -85,6 +88,8 @@ class Ranker:
         rows -= rows.mean(axis=0)
         self._split = d + 1
         self._parts = np.array([0, d + 1])
+        self._part_of_column = np.repeat([0, 1], [d + 1, rows.shape[1] - d - 1])
+        self._ones = np.ones((_OFTEN, 1), np.float32)
         covariance = rows.T @ rows / len(rows)
         covariance[: d + 1, d + 1 :] = 0
         covariance[d + 1 :, : d + 1] = 0
@@ -100,25 +105,25 @@ class Ranker:
 
     def queries(self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_]) -> Floats:
         """(R, D) query vectors from ê (R, d) and h (R, h); the rows of ê without an embedding are not looked at."""
-        q = np.ones((len(hidden), len(self._columns)), np.float32)
-        cloud, srm = q[:, : self._split], q[:, self._split :]
-        cloud[:, :-1] = calibrated
-        srm[:, :-1] = hidden
-        if np.count_nonzero(has_embedding) != len(has_embedding):
-            cloud[~has_embedding] = 0
+        n = len(hidden)
+        one = self._ones[:n] if n <= len(self._ones) else np.ones((n, 1), np.float32)
+        q: Floats = np.concatenate((calibrated, one, hidden, one), axis=1)
+        if np.count_nonzero(has_embedding) != n:
+            q[~has_embedding, : self._split] = 0
         variance = self._variances(q)
-        usable = (variance > _SMALLEST_VARIANCE) & (variance < _LARGEST_VARIANCE)
+        usable = variance > _SMALLEST_VARIANCE
         if np.count_nonzero(usable) == usable.size:
             scale = self._weights / np.sqrt(variance)
         else:
             # Scores that do not differ, or are not numbers, have no say: then the others rank alone.
-            cloud[~usable[:, 0]] = 0
+            cloud = q[:, : self._split]
+            cloud[~np.isfinite(cloud).all(axis=1)] = 0
             variance = self._variances(q)
-            usable = variance > _SMALLEST_VARIANCE
+            usable = (variance > _SMALLEST_VARIANCE) & np.isfinite(variance)
+            cloud[~usable[:, 0]] = 0
             weights = np.where(usable.all(axis=1, keepdims=True), self._weights, np.float32(1))
             scale = np.where(usable, weights / np.sqrt(np.where(usable, variance, 1)), np.float32(0))
-        cloud *= scale[:, :1]
-        srm *= scale[:, 1:]
+        q *= scale.take(self._part_of_column, axis=1)
         return q
 
     def _variances(self, q: Floats) -> Floats:
@@ -147,24 +152,37 @@ class Ranker:
         ]
         return _joined(parts, self.list_length)
 
-    def candidates(self, queries: Floats, candidates: Items, targets: Items, seen: Bytes) -> Ranked:
+    def candidates(self, queries: Floats, candidates: Items, targets: Items) -> Ranked:
         """Rank candidate lists.
 
         Parameters
         ----------
         candidates
-            (R, C) item indexes, best first by the cloud, each once; -1 where there are fewer.
-        queries, targets, seen
+            (R, C) item indexes, each once, and -1 for no candidate; `without_seen` takes out what was seen.
+        queries, targets
             As in `catalogue`.
         """
-        block = max(1, _CANDIDATE_BLOCK // (candidates.shape[1] * self._rows.itemsize * self._rows.shape[1]))
+        n, length = candidates.shape
+        # The whole catalogue is one matrix product: for many lists of a small catalogue it costs less than to gather.
+        dense = n >= _MANY and self.n_items <= _SMALL_CATALOGUE * length
+        row_bytes = 4 * (self.n_items if dense else length * self._rows.shape[1])
+        block = max(1, (_CATALOGUE_BLOCK if dense else _CANDIDATE_BLOCK) // row_bytes)
+        if n <= block:
+            return self._candidates_block(queries, candidates, targets, dense)
         parts = [
             self._candidates_block(
-                queries[at : at + block], candidates[at : at + block], targets[at : at + block], seen[at : at + block]
+                queries[at : at + block], candidates[at : at + block], targets[at : at + block], dense
             )
-            for at in range(0, len(queries), block)
+            for at in range(0, n, block)
         ]
         return _joined(parts, self.list_length)
+
+    def without_seen(self, candidates: Items, seen: Bytes) -> Items:
+        """A copy of the lists (R, C) with -1 for what the bitmaps `seen` (R, ⌈N/8⌉) hold, if the bundle excludes it."""
+        if not self.exclude_seen:
+            return candidates.copy()
+        bits = np.take_along_axis(seen, candidates >> 3, axis=1) & _BIT.take(candidates & 7)
+        return np.where(bits > 0, np.int32(-1), candidates)
 
     def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
         scores: Floats = queries @ self._columns
@@ -180,27 +198,22 @@ class Ranker:
         rank *= rankable
         return Ranked(rank, n, self._best(scores, None))
 
-    def _candidates_block(self, queries: Floats, candidates: Items, targets: Items, seen: Bytes) -> Ranked:
-        rows = self._rows.take(candidates, axis=0)  # -1 takes the last row, and is masked below
-        scores: Floats = np.matmul(rows, queries[:, :, None])[..., 0]
-        at = np.arange(len(scores))
+    def _candidates_block(self, queries: Floats, candidates: Items, targets: Items, dense: bool) -> Ranked:
+        # An index of -1 takes some score or other; it is masked below.
+        if dense:
+            scores = queries @ self._columns
+            scores = scores.reshape(-1).take(candidates + (np.arange(len(scores)) * self.n_items)[:, None])
+        else:
+            scores = np.matmul(self._rows.take(candidates, axis=0), queries[:, :, None])[..., 0]
         out = candidates < 0
-        if self.exclude_seen:
-            byte = candidates >> 3
-            byte += (at * seen.shape[1])[:, None].astype(np.int32)
-            bits = np.ascontiguousarray(seen).reshape(-1).take(byte, mode="clip")
-            bits &= _BIT.take(candidates & 7)
-            out |= bits > 0
-        n = np.full(len(scores), candidates.shape[1], np.int32)
-        if np.count_nonzero(out):
-            scores[out] = _NEVER
-            n -= np.add.reduce(out, axis=1, dtype=np.int32)
-        is_target = candidates == targets[:, None]
-        is_target &= ~out
+        np.putmask(scores, out, _NEVER)
+        n = np.int32(candidates.shape[1]) - np.add.reduce(out, axis=1, dtype=np.int32)
         rank = np.zeros(len(scores), np.int32)
-        hit, place = np.nonzero(is_target)
-        if len(hit):
-            rank[hit] = np.add.reduce(scores[hit] >= scores[hit, place][:, None], axis=1, dtype=np.int32)
+        row, place = np.nonzero(candidates == targets[:, None])
+        if len(row):
+            target_score = scores[row, place]
+            at_least = np.add.reduce(scores[row] >= target_score[:, None], axis=1, dtype=np.int32)
+            rank[row] = at_least * (target_score > _NEVER)  # a target of -1 is no candidate
         return Ranked(rank, n, self._best(scores, candidates))
 
     def _best(self, scores: Floats, items: Items | None) -> Items:
@@ -209,16 +222,17 @@ class Ranker:
         at = np.arange(len(scores))[:, None]
         if n <= _SORT_ALL:
             places = (-scores).argsort(axis=1, kind="stable")[:, :k]
-            kept = scores[at, places]
         else:
             places = np.argpartition(scores, n - k, axis=1)[:, n - k :]
             places.sort(axis=1)
-            kept = scores[at, places]
-            order = (-kept).argsort(axis=1, kind="stable")
-            places, kept = places[at, order], kept[at, order]
-        best = places.astype(np.int32) if items is None else items[at, places]
-        if np.count_nonzero(kept == _NEVER):
-            best[kept == _NEVER] = -1
+            places = places[at, (-scores[at, places]).argsort(axis=1, kind="stable")]
+        if items is not None:
+            best = items[at, places]  # what is no candidate comes last, and is -1 already
+        else:
+            best = places.astype(np.int32)
+            hidden = scores[at, places] == _NEVER
+            if np.count_nonzero(hidden):
+                best[hidden] = -1
         if n >= k:
             return best
         padded = np.full((len(scores), k), -1, np.int32)

@@ -20,7 +20,7 @@ Source: SCaLRec (arXiv 2601.22543), "reliability of cached semantics": a reconst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ SPREAD: Final = PHI.index("spread")
 
 _PER_HOUR: Final = 1 / 3_600_000
 _TINY: Final = np.float32(1e-30)
+_ONE: Final = np.float32(1)
 _BLOCK: Final = 256
 """Rows at a time in `recent_of_window`: 256 × 50 items × 128 floats are 6.5 MB."""
 
@@ -58,66 +59,49 @@ class StalenessModel:
         self._weight = np.ascontiguousarray(weight, dtype=np.float32)
         self._bias = np.float32(tensors["staleness.bias"][0] - weight @ tensors["phi.mean"])
 
-    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_]) -> Floats:
-        """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding."""
+    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding. None: all have one."""
         s: Floats = np.vecdot(phi, self._weight)
         s += self._bias
         expit(s, out=s)
-        if np.count_nonzero(has_embedding) != has_embedding.size:
+        if has_embedding is not None:
             s[~has_embedding] = 1
         return s
 
 
-def log_age(age_ms: Ints) -> Floats:
-    """ln(1 + age in hours), of ages of at least 0."""
-    logged: Floats = np.log1p(age_ms * _PER_HOUR).astype(np.float32)
-    return logged
+def write_age(phi: Floats, age_ms: Ints) -> None:
+    """Write log_age into `phi` (..., P) from the event time (...) since the embedding was asked for, at least 0."""
+    np.log1p(age_ms * _PER_HOUR, out=phi[..., LOG_AGE])
 
 
 def write_signals(
-    phi: Floats,
-    *,
-    embedding: Floats,
-    recent_sum: Floats,
-    recent_norm: Floats,
-    last: Floats,
-    gap: Ints,
-    aged: Floats,
+    phi: Floats, *, embedding: Floats, inverse_norm: Floats, mean: Floats, norm: Floats, last: Floats, gap: Ints
 ) -> None:
-    """Compute φ into `phi` (B, A, P).
+    """Write the other signals into `phi` (B, A, P).
 
     Parameters
     ----------
-    embedding
-        (B, A, d) cached embeddings e.
-    recent_sum, recent_norm
-        (B, A, d) and (B, A): Σ γ^j v̂ and Σ γ^j since as_of; the norm is 0 where there was nothing.
+    embedding, inverse_norm
+        (B, A, d) cached embeddings e, and (B, A) 1 / ‖e‖.
+    mean, norm
+        (B, A, d) and (B, A): m and its weight Σ γ^j, which is 0 where nothing was taken since as_of.
     last
         (B, d) v̂ of the last item, zero where there is none.
     gap
         (B, A) interactions since as_of, at least 0.
-    aged
-        (B, A) `log_age` of the event time since the embedding was asked for.
     """
-    e_length = np.sqrt(np.vecdot(embedding, embedding))
-    e_length += _TINY
-    m_length = np.sqrt(np.vecdot(recent_sum, recent_sum))
-    m_length += _TINY
-    cosine = np.vecdot(embedding, recent_sum)
-    cosine /= e_length
-    cosine /= m_length
-    known = recent_norm > 0
-    m_length /= recent_norm + _TINY
-    if np.count_nonzero(known) != known.size:
-        cosine[~known] = 1
-        m_length[~known] = 1
-    phi[..., COS_RECENT] = cosine
-    phi[..., SPREAD] = np.float32(1) - m_length
-    cosine = np.vecdot(embedding, last[:, None, :])
-    cosine /= e_length
-    phi[..., COS_LAST] = cosine
-    phi[..., LOG_GAP] = np.log1p(gap)
-    phi[..., LOG_AGE] = aged
+    length = np.sqrt(np.vecdot(mean, mean))
+    length += _TINY
+    cosine = np.vecdot(embedding, mean)
+    cosine *= inverse_norm
+    np.divide(cosine, length, out=phi[..., COS_RECENT])
+    np.subtract(_ONE, length, out=phi[..., SPREAD])
+    np.multiply(np.vecdot(embedding, last[:, None]), inverse_norm, out=phi[..., COS_LAST])
+    np.log1p(gap, out=phi[..., LOG_GAP])
+    if np.count_nonzero(norm) != norm.size:
+        nothing = norm == 0
+        phi[nothing, COS_RECENT] = 1
+        phi[nothing, SPREAD] = 0
 
 
 def recent_of_window(
@@ -127,11 +111,11 @@ def recent_of_window(
     directions: Floats,
     decay: float,
 ) -> tuple[Floats, Floats]:
-    """Σ γ^j v̂ and Σ γ^j over the interactions since as_of, from the history ring.
+    """The mean m over the interactions since as_of, and its weight Σ γ^j, from the history ring.
 
-    An embedding that arrives late has missed `gap` interactions; the sums cover the last min(gap, W) items in the
-    ring. The gap also counts interactions with items that the bundle does not know, so where there were such, some
-    items from before as_of are in the sums too.
+    An embedding that arrives late has missed `gap` interactions; m covers the last min(gap, W) items in the ring. The
+    gap also counts interactions with items that the bundle does not know, so where there were such, some items from
+    before as_of are in m too.
 
     Parameters
     ----------
@@ -146,7 +130,7 @@ def recent_of_window(
 
     Returns
     -------
-    (B, d) sums and (B,) norms
+    (B, d) means, zero where there was nothing, and (B,) weights
     """
     window = history_items.shape[1]
     covered = np.minimum(np.minimum(gap, history_len), window)
@@ -159,5 +143,13 @@ def recent_of_window(
     for start in range(0, len(gap) if len(back) else 0, _BLOCK):
         rows = slice(start, start + _BLOCK)
         sums[rows] = np.matmul(weight32[rows, None, :], directions.take(items[rows], axis=0))[:, 0]
-    norms: Any = weight.sum(axis=1)
-    return sums, norms.astype(np.float32)
+    norms = weight32.sum(axis=1, dtype=np.float32)
+    sums /= np.maximum(norms, _ONE)[:, None]
+    return sums, norms
+
+
+def inverse_norms(embeddings: Floats) -> Floats:
+    """(n,) 1 / ‖e‖ of the embeddings (n, d); of a zero one 0, so that it points nowhere: all its cosines are 0."""
+    lengths = np.linalg.norm(embeddings, axis=1)
+    inverse: Floats = np.divide(1, lengths, out=np.zeros(len(lengths), np.float32), where=lengths > 0)
+    return inverse

@@ -21,6 +21,8 @@ RECORD_VERSION: Final = 1
 """Of the record's fields; a record of another version is refused."""
 RECENT_HASHES: Final = 32
 """Event ids by which a device recognises a repeated event."""
+LONG_AGO_MS: Final = -(2**62)
+"""Event time of what has not happened: its age comes out as one that no real thing has."""
 SCRATCH: Final = 8
 """Floats that a policy may keep for each device and arm."""
 
@@ -55,12 +57,12 @@ class StateLayout:
     version            u2             `RECORD_VERSION`
     arms               u2             number of arms
     bundle_id          u8             the bundle that item indexes and vectors belong to
-    applied            i8             offset of the last interaction applied; -1
     count              i8             interactions seen, backfill and unknown items included
     served             i8             interactions that were served
-    last_time_ms       i8             newest event time seen; -1
     history_len        i8             interactions with items of the bundle; the ring's slot is this modulo W
     hash_count         i8             hashes pushed into recent_hashes
+    applied            i8             offset of the last interaction applied; -1
+    last_time_ms       i8             newest event time seen; -1
     history_times      i8[W]          event times of the last W such interactions
     recent_hashes      u8[32]         hashes of the last event ids, 0 where there is none
     history_items      i4[W]          their item indexes
@@ -69,17 +71,18 @@ class StateLayout:
     seen               u1[⌈N/8⌉]      bit i: item i was taken; zero length without `exclude_seen`
     arm                (A,)           the rest, for each arm
     as_of              i8             interactions the cached embedding knows; -1 where there is none
-    embedded_time_ms   i8             event time of the request it answers
+    embedded_time_ms   i8             event time of the request it answers; `LONG_AGO_MS`
     freshness_ms       i8             wall time from request to use; -1
     inflight_as_of     i8             as_of of the request under way; -1
-    inflight_until_ms  i8             wall time after which that request is given up
+    inflight_until_ms  i8             wall time after which that request is given up; -1
     requests           i8             requests made
     last_request_count i8             count when the last one was made; 0
-    last_request_ms    i8             event time of the last one; -1
-    recent_sum         f4[d]          Σ γ^j v̂ over the interactions since as_of
-    recent_norm        f4             Σ γ^j over the same
+    last_request_ms    i8             event time of the last one; `LONG_AGO_MS`
+    recent_mean        f4[d]          m: weighted mean Σ γ^j v̂ / Σ γ^j over the interactions since as_of
+    recent_norm        f4             Σ γ^j over the same; 0 or at least 1
+    inverse_norm       f4             1 / ‖e‖ of the cached embedding
     phi                f4[P]          signals after the last interaction (see `device_agent.staleness`)
-    candidates         i4[C]          the cloud's candidates, best first, filled up with -1
+    candidates         i4[C]          the cloud's candidates, best first; -1: none, or seen since (`exclude_seen`)
     scratch            f4[8]          the policy's own
     embedding          f2[d]          the cached embedding
     =================  =============  ==================================================================
@@ -109,8 +112,9 @@ class StateLayout:
             ("requests", "<i8"),
             ("last_request_count", "<i8"),
             ("last_request_ms", "<i8"),
-            ("recent_sum", "<f4", (manifest.d,)),
+            ("recent_mean", "<f4", (manifest.d,)),
             ("recent_norm", "<f4"),
+            ("inverse_norm", "<f4"),
             ("phi", "<f4", (len(PHI),)),
             ("candidates", "<i4", (candidates,)),
             ("scratch", "<f4", (SCRATCH,)),
@@ -121,12 +125,12 @@ class StateLayout:
             ("arms", "<u2"),
             ("pad_head", "u1", (4,)),
             ("bundle_id", "<u8"),
-            ("applied", "<i8"),
             ("count", "<i8"),
             ("served", "<i8"),
-            ("last_time_ms", "<i8"),
             ("history_len", "<i8"),
             ("hash_count", "<i8"),
+            ("applied", "<i8"),
+            ("last_time_ms", "<i8"),
             ("history_times", "<i8", (manifest.window,)),
             ("recent_hashes", "<u8", (RECENT_HASHES,)),
             ("arm", arm, (n_arms,)),
@@ -142,8 +146,10 @@ class StateLayout:
         blank["bundle_id"] = self.bundle_id
         for name in ("applied", "last_time_ms", "last_item"):
             blank[name] = -1
-        for name in ("as_of", "freshness_ms", "inflight_as_of", "last_request_ms", "candidates"):
+        for name in ("as_of", "freshness_ms", "inflight_as_of", "inflight_until_ms", "candidates"):
             blank["arm"][name] = -1
+        for name in ("embedded_time_ms", "last_request_ms"):
+            blank["arm"][name] = LONG_AGO_MS
         self._blank = blank
 
     def new(self, n: int) -> Records:
@@ -163,6 +169,11 @@ class StateLayout:
     def put(self, records: Records, rows: npt.NDArray[np.intp], values: Records) -> None:
         """Write `values` into contiguous `records` at `rows`, without walking through their fields."""
         records.view(self._raw)[rows] = values.view(self._raw)
+
+    @staticmethod
+    def counters(records: Records) -> npt.NDArray[np.int64]:
+        """View (n, 4) of count, served, history_len and hash_count, which mostly go up together."""
+        return records.view(np.int64).reshape(len(records), -1)[:, 2:6]
 
     def pack(self, record: Any) -> bytes:
         """One record (a row of an array of records) as bytes."""

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-NEVER_MS = np.iinfo(np.int64).max
-"""Age of something that has not happened."""
+NEVER_MS = 2**61
+"""An age from here on (73 million years) is that of something that has not happened."""
 INITIAL = "initial"
 """Reason of a request made because the device has no embedding yet."""
 
@@ -34,22 +34,25 @@ class Signals(NamedTuple):
     gap: Ints
     """Interactions since the cached embedding's as_of; -1 without one."""
     age_ms: Ints
-    """Event time since the embedding was asked for; `NEVER_MS` without one."""
+    """Event time since the embedding was asked for; `NEVER_MS` or more without one."""
     phi: Floats
     """(B, P) staleness signals (see `device_agent.staleness`); zero without an embedding."""
     staleness: Floats
     """s in [0, 1]; 1 without an embedding."""
-    reliability: Floats
-    """1 - staleness."""
     since_request: Ints
     """Interactions since this arm's last request; all of them where it never asked."""
     since_request_ms: Ints
-    """Event time since this arm's last request; `NEVER_MS` where it never asked."""
+    """Event time since this arm's last request; `NEVER_MS` or more where it never asked."""
     in_flight: Bools
     """A request is under way: a wish will not be heard."""
     event_time_ms: Ints
     event_hash: npt.NDArray[np.uint64]
     """Hash of the event's id: randomness that is the same in every run."""
+
+    @property
+    def reliability(self) -> Floats:
+        """(B,) 1 - staleness."""
+        return np.float32(1) - self.staleness
 
 
 class Decision(NamedTuple):

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from device_agent.policies.base import BasePolicy, Bools, Floats, Signals
+from device_agent.policies.base import NEVER_MS, BasePolicy, Bools, Floats, Signals
 
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -81,10 +81,10 @@ class Ttl(BasePolicy, frozen=True):
 
     def due(self, signals: Signals, scratch: Floats) -> tuple[Bools, Floats]:  # noqa: ARG002 - it remembers nothing
         """The newer of request and embedding is at least so old; scores the age over the limit, at most 1000."""
-        age_s = np.minimum(signals.age_ms, signals.since_request_ms) / 1000
-        never = age_s > 1e14
-        due = (age_s >= self.seconds) & ~never
-        return due, np.where(never, 0, np.minimum(age_s / self.seconds, 1000)).astype(np.float32)
+        age_ms = np.minimum(signals.age_ms, signals.since_request_ms)
+        happened = age_ms < NEVER_MS
+        share = age_ms / (self.seconds * 1000)
+        return (share >= 1) & happened, (np.minimum(share, 1000) * happened).astype(np.float32)
 
 
 class Random(BasePolicy, frozen=True):

@@ -25,7 +25,6 @@ def signals(n=1, *, cos_recent=1.0, **given):
         "gap": 1,
         "age_ms": 0,
         "staleness": 0.0,
-        "reliability": 1.0,
         "since_request": 1,
         "since_request_ms": 0,
         "in_flight": False,

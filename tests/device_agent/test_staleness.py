@@ -13,9 +13,10 @@ from device_agent.staleness import (
     LOG_GAP,
     SPREAD,
     StalenessModel,
-    log_age,
+    inverse_norms,
     recent_of_window,
     unit_vectors,
+    write_age,
     write_signals,
 )
 from tests.device_agent.core_helpers import small_bundle
@@ -29,15 +30,17 @@ def signals(e, taken, *, gap=None, age_ms=0, decay=0.8):
     for item in taken:
         total, norm = total * np.float32(decay) + DIRECTIONS[item], norm * np.float32(decay) + np.float32(1)
     phi = np.full((1, 1, 5), np.nan, np.float32)
+    e = np.asarray(e, np.float32)[None]
     write_signals(
         phi,
-        embedding=np.asarray(e, np.float32)[None, None],
-        recent_sum=total[None, None].astype(np.float32),
-        recent_norm=np.float32(norm).reshape(1, 1),
+        embedding=e[None],
+        inverse_norm=inverse_norms(e)[None],
+        mean=(total / max(norm, 1))[None, None].astype(np.float32),
+        norm=np.float32(norm).reshape(1, 1),
         last=DIRECTIONS[taken[-1:]] if taken else np.zeros((1, DIRECTIONS.shape[1]), np.float32),
         gap=np.array([[len(taken) if gap is None else gap]]),
-        aged=log_age(np.array([[age_ms]])),
     )
+    write_age(phi, np.array([[age_ms]]))
     return phi[0, 0]
 
 
@@ -71,22 +74,23 @@ def test_zero_embedding_and_zero_items_make_no_nan():
 def test_staleness_is_a_share_and_one_without_an_embedding(values):
     model = StalenessModel(BUNDLE.device)
     s = model(np.array([values, values], np.float32), np.array([True, False]))
+    assert np.array_equal(model(np.array([values], np.float32)), s[:1])
     assert 0 <= s[0] <= 1
     assert s[1] == 1
 
 
 @settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(0, 2**32 - 1))
-def test_sums_from_the_window_are_those_of_one_by_one(length, gap, seed):
+def test_mean_from_the_window_is_that_of_one_by_one(length, gap, seed):
     window = 6
     items = np.random.default_rng(seed).integers(0, 40, length)
     ring = np.zeros((1, window), np.int32)
     for position, item in enumerate(items):
         ring[0, position % window] = item
-    total, norm = recent_of_window(ring, np.array([length]), np.array([gap]), DIRECTIONS, 0.8)
+    mean, norm = recent_of_window(ring, np.array([length]), np.array([gap]), DIRECTIONS, 0.8)
     kept = items[max(0, length - min(gap, window)) :]
     want, weight = np.zeros(16), 0.0
     for item in kept:
         want, weight = want * 0.8 + DIRECTIONS[item], weight * 0.8 + 1
-    assert np.allclose(total[0], want, atol=1e-6)
+    assert np.allclose(mean[0], want / max(weight, 1), atol=1e-6)
     assert np.isclose(norm[0], weight, atol=1e-6)
