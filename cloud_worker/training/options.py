@@ -61,7 +61,7 @@ class CalibratorOptions:
     """How the calibrator is distilled."""
 
     hidden: int = 64
-    epochs: int = 25
+    epochs: int = 10
     batch: int = 256
     learning_rate: float = 2e-3
     next_item_weight: float = 0.1

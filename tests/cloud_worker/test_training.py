@@ -1,0 +1,220 @@
+"""A whole training run on a tiny made-up dataset with structure: what a bundle promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from cloud_worker.encoder import EncodedBatch
+from cloud_worker.training.bundles import bundle_path, find_bundle, fits
+from cloud_worker.training.options import (
+    CalibratorOptions,
+    CloudOptions,
+    Progress,
+    SnapshotOptions,
+    SrmOptions,
+    TrainOptions,
+)
+from cloud_worker.training.train import train_bundle
+from streams.bundle import load_bundle
+from streams.datasets import Prepared, Split, global_time_split
+from streams.datasets.base import EVENT_SCHEMA
+from streams.datasets.prepared import Manifest as DatasetManifest
+from streams.errors import EncoderError, TrainingError
+
+N_ITEMS = 40
+TINY = TrainOptions(
+    d=16,
+    srm=SrmOptions(dim=16, epochs=6, positions=256),
+    cloud=CloudOptions(hidden=32, stand_in_positions=20_000, snapshot_epochs=3, batch=128, learning_rate=5e-3),
+    snapshots=SnapshotOptions(train=150, valid=80),
+    calibrator=CalibratorOptions(hidden=16, epochs=3),
+)
+
+
+class HashEncoder:
+    """The port, with a direction for each word of a text: deterministic, and alike for alike texts."""
+
+    model_id = "hash-32"
+    dim = 32
+
+    def encode(self, texts):
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                seed = int.from_bytes(hashlib.blake2b(word.strip(".,;()").encode(), digest_size=4).digest(), "little")
+                vectors[row] += np.random.default_rng(seed).normal(size=self.dim).astype(np.float32)
+            vectors[row] += 1e-3
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return EncodedBatch(vectors, np.full(len(texts), 3, np.int64))
+
+
+class BrokenEncoder(HashEncoder):
+    def encode(self, texts):
+        raise EncoderError("the endpoint does not answer")
+
+
+def made_up(seed: int = 0, users: int = 60, length: int = 20) -> Prepared:
+    """Users walk along a ring of items, two steps at a time or one: the next item follows from the last ones."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        at, start = int(rng.integers(N_ITEMS)), float(rng.uniform(0, 80))
+        for step in range(length):
+            at = (at + (1 if rng.random() < 0.9 else 7)) % N_ITEMS
+            rows.append((f"u{user}", f"i{at}", int((start + step) * 3_600_000), "view", None))
+    events = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row").sort("event_time_ms", maintain_order=True)
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(N_ITEMS)],
+            "title": [f"title{i}" for i in range(N_ITEMS)],
+            "categories": [f"kind{i // 10}" for i in range(N_ITEMS)],
+        }
+    )
+    times = events["event_time_ms"]
+    manifest = DatasetManifest(
+        schema=1,
+        name="made-up",
+        title="",
+        terms="",
+        source="",
+        created="",
+        events=len(events),
+        devices=users,
+        items=N_ITEMS,
+        start_ms=int(times[0]),
+        end_ms=int(times[-1]),
+        repeats=True,
+        hash=f"hash-{seed}",
+        left_out={},
+        files={},
+    )
+    return Prepared(Path(), manifest, events, items)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Prepared, Split]:
+    prepared = made_up()
+    return prepared, global_time_split(prepared.events)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def trained(data, home):
+    prepared, split = data
+    seen: list[Progress] = []
+    path = bundle_path(home, "made-up", 0, split)
+    manifest = train_bundle(prepared, split, HashEncoder(), path, TINY, seen.append)
+    return manifest, path, seen
+
+
+def test_bundle_loads_and_remembers_what_it_was_made_of(trained, data):
+    manifest, path, _ = trained
+    bundle = load_bundle(path)
+    assert bundle.manifest == manifest
+    assert (manifest.dataset, manifest.encoder, manifest.text_dim, manifest.n_items) == ("made-up", "hash-32", 32, 40)
+    assert (manifest.train, manifest.valid, manifest.test) == (data[1].train, data[1].valid, data[1].test)
+    assert bundle.items.ids == data[0].items["item_id"].to_list()
+    assert bundle.device["popularity"].sum() == data[1].train.interactions
+
+
+def test_models_learn_what_the_data_hold(trained):
+    metrics = trained[0].metrics
+    assert metrics["srm.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.2
+    assert metrics["cloud_fresh.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.1
+    assert 0 < metrics["alpha"] < 1
+    assert {"staleness.auc", "staleness.ece", "seconds"} <= set(metrics)
+
+
+def test_every_stage_is_told_and_ends(trained):
+    last = {each.stage: each for each in trained[2]}
+    assert {"SRM", "text vectors", "item vectors", "projector", "calibrator", "SRM to the end", "saving"} <= set(last)
+    assert last["SRM"].done == last["SRM"].total == TINY.srm.epochs
+    assert last["saving"].done == last["saving"].total
+
+
+def test_same_seed_gives_the_same_bundle_and_another_seed_another(trained, data, tmp_path):
+    again = train_bundle(*data, HashEncoder(), tmp_path / "a", TINY)
+    other = train_bundle(*data, HashEncoder(), tmp_path / "b", dataclasses.replace(TINY, seed=1))
+    assert again.bundle_id == trained[0].bundle_id
+    assert other.bundle_id != trained[0].bundle_id
+
+
+def test_nothing_of_the_test_period_reaches_the_bundle(trained, data, tmp_path):
+    prepared, split = data
+    rng = np.random.default_rng(5)
+    later = pl.col("event_time_ms") >= split.test.start_ms
+    shuffled = pl.Series([f"i{i}" for i in rng.integers(N_ITEMS, size=len(prepared.events))])
+    changed = prepared.events.with_columns(
+        item_id=pl.when(later).then(shuffled).otherwise("item_id"),
+        device_id=pl.when(later).then(pl.lit("somebody")).otherwise("device_id"),
+    )
+    assert not changed.equals(prepared.events)
+    manifest = train_bundle(dataclasses.replace(prepared, events=changed), split, HashEncoder(), tmp_path / "x", TINY)
+    assert manifest.bundle_id == trained[0].bundle_id
+    without_time = lambda metrics: {k: v for k, v in metrics.items() if k != "seconds"}  # noqa: E731
+    assert without_time(manifest.metrics) == without_time(trained[0].metrics)
+
+
+def test_going_on_over_the_validation_period_changes_the_srm_alone(trained, data, tmp_path):
+    chosen = load_bundle(trained[1])
+    train_bundle(*data, HashEncoder(), tmp_path / "x", dataclasses.replace(TINY, retrain=False))
+    stopped = load_bundle(tmp_path / "x")
+    changed = {n for n in chosen.device if not np.array_equal(chosen.device[n], stopped.device[n])}
+    assert changed
+    assert all(name.startswith("srm.") for name in changed)
+
+
+def test_a_bundle_is_found_for_its_data_only(trained, data, home):
+    manifest, path, _ = trained
+    split = data[1]
+    assert find_bundle(home, "made-up", "hash-0") == path
+    assert find_bundle(home, "made-up", "hash-0", split) == path
+    assert find_bundle(home, "made-up", "another-hash") is None
+    assert find_bundle(home, "made", "hash-0") is None
+    assert not fits(manifest, "hash-0", split, seed=1)
+    assert not fits(manifest, "hash-0", dataclasses.replace(split, test=split.valid))
+
+
+def test_catalogue_larger_than_the_full_softmax_trains_too(data, tmp_path):
+    options = dataclasses.replace(
+        TINY, srm=SrmOptions(dim=16, epochs=6, positions=256, full_softmax_items=10, negatives=30)
+    )
+    manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", options)
+    assert manifest.metrics["srm.ndcg@10"] > manifest.metrics["popularity.ndcg@10"] + 0.15
+
+
+def test_an_encoder_that_fails_ends_training_with_its_error(data, tmp_path):
+    with pytest.raises(EncoderError, match="does not answer"):
+        train_bundle(*data, BrokenEncoder(), tmp_path / "x", TINY)
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_few_devices_are_refused_with_a_remedy(tmp_path):
+    prepared = made_up(users=4)
+    with pytest.raises(TrainingError, match="devices have two or more") as caught:
+        train_bundle(prepared, global_time_split(prepared.events), HashEncoder(), tmp_path / "x", TINY)
+    assert "--split" in caught.value.remedy
+
+
+def test_a_period_without_events_is_refused(data, tmp_path):
+    prepared, split = data
+    empty = dataclasses.replace(
+        split, valid=type(split.valid)(split.valid.start_ms, split.valid.start_ms, interactions=0)
+    )
+    with pytest.raises(TrainingError, match="validation period"):
+        train_bundle(prepared, empty, HashEncoder(), tmp_path / "x", TINY)
+
+
+def test_a_device_torch_does_not_know_is_refused(data, tmp_path):
+    with pytest.raises(TrainingError, match="none of auto, cpu, cuda"):
+        train_bundle(*data, HashEncoder(), tmp_path / "x", dataclasses.replace(TINY, device="tpu"))
