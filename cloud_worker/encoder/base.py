@@ -85,12 +85,12 @@ def empty_batch(dim: int) -> EncodedBatch:
     return EncodedBatch(np.zeros((0, dim), np.float32), np.zeros(0, np.int64))
 
 
-def batches_by_length(texts: Sequence[str], size: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Indexes of the texts in batches of like length, longest first.
+def batches_by_length(lengths: Sequence[int] | npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Indexes of the texts in batches of like length (in tokens or characters), longest first.
 
     A batch is padded to its longest text, so like lengths waste nothing; longest first shows at once whether the
     memory suffices. Ties keep their order: the same texts always meet in the same batches.
     """
-    order = np.argsort([-len(text) for text in texts], kind="stable")
+    order = np.argsort(-np.asarray(lengths), kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from cloud_worker.encoder.base import EncodedBatch, batches_by_length, checked, empty_batch
+from cloud_worker.encoder.base import EncodedBatch, batches_by_length, checked
 from cloud_worker.encoder.model_folder import model_id_of, stay_offline
 from cloud_worker.encoder.onnx_export import GRAPH, META, OUTPUT, TOKENIZER, GraphMeta, write_graph
 from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder
@@ -99,20 +100,28 @@ class OnnxEncoder:
         EncoderError
             The graph answered something that is no vector.
         """
-        if not texts:
-            return empty_batch(self.dim)
         vectors = np.empty((len(texts), self.dim), np.float32)
-        tokens = np.empty(len(texts), np.int64)
-        for rows in batches_by_length(texts, self._batch_size):
-            encodings = self._tokenizer.encode_batch([texts[row] for row in rows])
-            features = {
-                "input_ids": np.array([each.ids for each in encodings], np.int64),
-                "attention_mask": np.array([each.attention_mask for each in encodings], np.int64),
-                "token_type_ids": np.array([each.type_ids for each in encodings], np.int64),
-            }
-            tokens[rows] = features["attention_mask"].sum(axis=1)
-            (vectors[rows],) = self._session.run([OUTPUT], {name: features[name] for name in self._inputs})
+        encodings = self._tokenizer.encode_batch(list(texts))
+        tokens = np.array([len(each.ids) for each in encodings], np.int64)
+        for rows in batches_by_length(tokens, self._batch_size):
+            features = self._padded([encodings[row] for row in rows])
+            (vectors[rows],) = self._session.run([OUTPUT], features)
         return checked(vectors, tokens, len(texts), self.dim, self.model_id)
+
+    def _padded(self, encodings: Sequence[Any]) -> dict[str, npt.NDArray[np.int64]]:
+        """(B, L) arrays for the graph, longest text first."""
+        shape = len(encodings), len(encodings[0].ids)
+        features = {
+            "input_ids": np.full(shape, self._meta.pad_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+        }
+        for row, each in enumerate(encodings):
+            length = len(each.ids)
+            features["input_ids"][row, :length] = each.ids
+            features["attention_mask"][row, :length] = 1
+            features["token_type_ids"][row, :length] = each.type_ids
+        return {name: features[name] for name in self._inputs}
 
 
 def _export_atomically(folder: Path, target: Path) -> None:
@@ -142,7 +151,7 @@ def _load_tokenizer(path: Path, meta: GraphMeta) -> Any:
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(max_length=meta.max_tokens)
-    tokenizer.enable_padding(pad_id=meta.pad_id, pad_token=meta.pad_token)
+    tokenizer.no_padding()
     return tokenizer
 
 

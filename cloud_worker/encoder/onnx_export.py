@@ -28,7 +28,6 @@ class GraphMeta(msgspec.Struct, frozen=True):
     dim: int
     max_tokens: int
     pad_id: int
-    pad_token: str
 
 
 def write_graph(folder: Path, model_id: str, target: Path) -> None:
@@ -51,7 +50,6 @@ def write_graph(folder: Path, model_id: str, target: Path) -> None:
         dim=int(model.get_embedding_dimension()),
         max_tokens=int(model.max_seq_length or model.tokenizer.model_max_length),
         pad_id=int(model.tokenizer.pad_token_id or 0),
-        pad_token=str(model.tokenizer.pad_token or ""),
     )
     _export(model, meta, target / GRAPH, folder)
     tokenizer.save(str(target / TOKENIZER))

@@ -108,7 +108,7 @@ class OpenAIEncoder:
             return empty_batch(self._dim)
         vectors = np.empty((len(texts), self._dim), np.float32)
         tokens = np.empty(len(texts), np.int64)
-        for rows in batches_by_length(texts, self._batch_size):
+        for rows in batches_by_length([len(text) for text in texts], self._batch_size):
             # An empty input is refused by hosted models; a blank one is the nearest thing.
             batch = [texts[row][:MAX_CHARS] or " " for row in rows]
             answer, tokens[rows] = self._ask(batch)
