@@ -45,7 +45,13 @@ Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
-_BIT: Final = (1 << np.arange(8)).astype(np.uint8)
+# Constants are arrays without a dimension: numpy takes a microsecond to make one of a Python number at each use.
+_ZERO: Final = np.array(0)
+_ONE: Final = np.array(1)
+_ONE_FLOAT: Final = np.array(1, np.float32)
+_NO_ITEM: Final = np.array(-1, np.int32)
+_FIRST_HASH: Final = np.array(1, np.uint64)
+_HASHES: Final = np.array(RECENT_HASHES)
 
 APPLIED: Final = 0
 OLDER: Final = 1
@@ -186,7 +192,10 @@ class DeviceCore:
         self._calibrate = Calibrator(tensors)
         self._staleness = StalenessModel(tensors)
         self._ranker = Ranker(bundle, list_length=list_length, candidates=candidates)
-        self._decay = np.float32(manifest.recency_decay)
+        self._decay = np.array(manifest.recency_decay, np.float32)
+        self._window = np.array(manifest.window)
+        every = np.arange(manifest.n_items)
+        self._seen_byte, self._seen_bit = every >> 3, (1 << (every & 7)).astype(np.uint8)
         # The last row is zero: the direction of item -1, the last item of a device without a history.
         self._directions = np.concatenate(
             [unit_vectors(tensors["item_vectors"]), np.zeros((1, manifest.d), np.float32)]
@@ -202,23 +211,19 @@ class DeviceCore:
         wave
             Their events.
         """
-        hashes = wave.hashes
-        if np.count_nonzero(hashes) != len(hashes):
-            hashes = np.maximum(hashes, np.uint64(1))  # 0 marks an empty slot
+        hashes = np.maximum(wave.hashes, _FIRST_HASH)  # 0 marks an empty slot
         already = wave.offsets <= records["applied"]
         repeated = records["recent_hashes"] == hashes[:, None]
-        # A huge argument of exp only means a gate that is quite shut.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not np.count_nonzero(already) and not np.count_nonzero(repeated):
-                return self._step_live(self.layout.copy(records), wave, hashes, already)
-            duplicate = repeated.any(axis=1) & ~already
-            dropped = already | duplicate
-            live = np.flatnonzero(~dropped)
-            whole = self._nothing(self.layout.copy(records), already, duplicate)
-            whole.records["applied"][duplicate] = wave.offsets[duplicate]
-            if not len(live):
-                return whole
-            part = self._step_live(self.layout.take(records, live), wave.take(live), hashes[live], dropped[live])
+        if not np.count_nonzero(already) and not np.count_nonzero(repeated):
+            return self._step_live(self.layout.copy(records), wave, hashes, already)
+        duplicate = repeated.any(axis=1) & ~already
+        dropped = already | duplicate
+        live = np.flatnonzero(~dropped)
+        whole = self._nothing(self.layout.copy(records), already, duplicate)
+        whole.records["applied"][duplicate] = wave.offsets[duplicate]
+        if not len(live):
+            return whole
+        part = self._step_live(self.layout.take(records, live), wave.take(live), hashes[live], dropped[live])
         self.layout.put(whole.records, live, part.records)
         columns: tuple[npt.NDArray[Any], ...] = whole[1:]
         for mine, theirs in zip(columns, part[1:], strict=True):
@@ -322,11 +327,10 @@ class DeviceCore:
         """Step devices none of which drops its event; `out` is ours and is changed."""
         arm = out["arm"]
         as_of = arm["as_of"].copy()
-        has = as_of >= 0
+        has = as_of >= _ZERO
         lacking = None if np.count_nonzero(has) == has.size else ~has
         embedding = arm["embedding"].astype(np.float32)
-        age = wave.times_ms[:, None] - arm["embedded_time_ms"]
-        np.maximum(age, 0, out=age)
+        age = np.maximum(wave.times_ms[:, None] - arm["embedded_time_ms"], _ZERO)
         gap = out["count"][:, None] - as_of
 
         # Serve, from the state before the interaction: of the signals, only the embedding's age has moved on.
@@ -339,34 +343,34 @@ class DeviceCore:
         ranked = self._serve(out, wave.items, embedding, has, gap, asked)
         out_of_order = wave.times_ms < out["last_time_ms"]
 
-        known = wave.items >= 0
-        if np.count_nonzero(known) == len(known):
+        known = wave.items >= _ZERO
+        all_known = np.count_nonzero(known) == len(known)
+        if all_known:
             self._learn_items(out, wave.items, wave.times_ms)
         else:
             rows = np.flatnonzero(known)
             part = self.layout.take(out, rows)
             self._learn_items(part, wave.items[rows], wave.times_ms[rows])
             self.layout.put(out, rows, part)
-        self._count(out, wave, hashes, known)
+        self._count(out, wave, hashes, None if all_known else known)
 
-        gap_before = gap.copy()
-        gap += 1
+        gap_after = gap + _ONE
         write_signals(
             phi,
             embedding=embedding,
             inverse_norm=arm["inverse_norm"],
             mean=arm["recent_mean"],
-            norm=arm["recent_norm"],
+            norm=None if all_known else arm["recent_norm"],
             last=self._directions.take(out["last_item"], axis=0),
-            gap=gap,
+            gap=gap_after,
         )
         if lacking is not None:
             phi[lacking] = 0
-            gap[lacking] = -1
-        request, reason, urgency = self._decide(out, wave, has, lacking, gap, age, asked)
+            gap_after[lacking] = -1
+        request, reason, urgency = self._decide(out, wave, has, lacking, gap_after, age, asked)
         if lacking is not None:
             age[lacking] = -1
-            gap_before[lacking] = -1
+            gap[lacking] = -1
         return StepResult(
             records=out,
             already_applied=no_rows,
@@ -378,7 +382,7 @@ class DeviceCore:
             ranked=ranked.ranked,
             top=ranked.top,
             staleness=staleness,
-            gap=gap_before,
+            gap=gap,
             age_ms=age,
             as_of=as_of,
             freshness_ms=arm["freshness_ms"].copy(),
@@ -408,24 +412,24 @@ class DeviceCore:
             e, m, phi = (each[asked] for each in (embedding, arm["recent_mean"], arm["phi"]))
             has, gap = has[asked], gap[asked]
         e = e.reshape(-1, dim)
-        if np.count_nonzero(has):
+        embedded = np.count_nonzero(has)
+        calibrated = e
+        if embedded:
             calibrated = self._calibrate(e, m.reshape(-1, dim), phi.reshape(len(e), phi.shape[-1]), gap)
-        else:
-            calibrated = e
         hidden, targets, seen = out["srm_hidden"], items, out["seen"]
         if pairs is not None or shape[1] > 1:
             rows = (np.arange(has.size) if pairs is None else pairs) // shape[1]
             hidden, targets, seen = hidden[rows], targets[rows], seen[rows]
-        queries = self._ranker.queries(calibrated, hidden, has)
+        queries = self._ranker.queries(calibrated, hidden, None if embedded == len(has) else has)
         if self.ranking == "catalogue":
             found = self._ranker.catalogue(queries, targets, seen)
         else:
             candidates = arm["candidates"].reshape(-1, self.layout.candidates)
             if pairs is not None:
                 candidates = candidates[pairs]
-            if np.count_nonzero(has) != len(has):
+            if embedded < len(has):
                 candidates = candidates.copy()
-                popular = np.repeat(self._ranker.popular[None], len(has) - np.count_nonzero(has), axis=0)
+                popular = np.repeat(self._ranker.popular[None], len(has) - embedded, axis=0)
                 candidates[~has] = self._ranker.without_seen(popular, seen[~has])
             found = self._ranker.candidates(queries, candidates, targets)
         if asked is None:
@@ -442,34 +446,33 @@ class DeviceCore:
     def _learn_items(self, out: Records, items: Int32s, times_ms: Int64s) -> None:
         """History, SRM state, seen items and what was taken since each embedding, of items of the bundle."""
         at = np.arange(len(out))
-        slots = out["history_len"] % self.layout.window
+        slots = out["history_len"] % self._window
         out["history_items"][at, slots] = items
         out["history_times"][at, slots] = times_ms
         out["last_item"] = items
         out["srm_hidden"] = self._srm.step(out["srm_hidden"], items)
         arm = out["arm"]
         if self._ranker.exclude_seen:
-            out["seen"][at, items >> 3] |= _BIT.take(items & 7)
+            out["seen"][at, self._seen_byte.take(items)] |= self._seen_bit.take(items)
             candidates = arm["candidates"]
-            np.copyto(candidates, -1, where=candidates == items[:, None, None])
+            np.copyto(candidates, _NO_ITEM, where=candidates == items[:, None, None])
         mean, norm = arm["recent_mean"], arm["recent_norm"]
-        norm *= self._decay
-        norm += np.float32(1)
+        weight = norm * self._decay + _ONE_FLOAT
+        norm[...] = weight
         change = self._directions.take(items, axis=0)[:, None] - mean
-        change /= norm[..., None]
+        change /= weight[..., None]
         mean += change
 
-    def _count(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], known: Bools) -> None:
-        """What every interaction leaves behind, whatever its item."""
-        out["recent_hashes"][np.arange(len(out)), out["hash_count"] % RECENT_HASHES] = hashes
+    def _count(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], known: Bools | None) -> None:
+        """What every interaction leaves behind, whatever its item. `known` None: all are."""
+        out["recent_hashes"][np.arange(len(out)), out["hash_count"] % _HASHES] = hashes
         counters = self.layout.counters(out)
-        counters += 1  # count, served, history_len, hash_count
+        counters += _ONE  # count, served, history_len, hash_count
         if np.count_nonzero(wave.serve) != len(out):
             counters[~wave.serve, 1] -= 1
-        if np.count_nonzero(known) != len(out):
+        if known is not None:
             counters[~known, 2] -= 1
-        last = out["last_time_ms"]
-        np.maximum(last, wave.times_ms, out=last)
+        out["last_time_ms"] = np.maximum(out["last_time_ms"], wave.times_ms)
         out["applied"] = wave.offsets
 
     def _decide(
@@ -489,8 +492,7 @@ class DeviceCore:
         free = arm["inflight_until_ms"] < wave.now_ms
         in_flight = ~free
         since = count[:, None] - arm["last_request_count"]
-        since_ms = wave.times_ms[:, None] - arm["last_request_ms"]
-        np.maximum(since_ms, 0, out=since_ms)
+        since_ms = np.maximum(wave.times_ms[:, None] - arm["last_request_ms"], _ZERO)
 
         request = np.zeros(has.shape, np.bool_)
         reason = np.zeros(has.shape, np.uint8)

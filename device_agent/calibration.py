@@ -18,10 +18,11 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erf
+from scipy.special import erf, expit
 
 Floats = npt.NDArray[np.float32]
 
+_ONE: Final = np.array(1, np.float32)
 _WIDE_OPEN: Final = 64
 """Gap from which on tanh(gap / 4) is 1 in float32."""
 
@@ -45,8 +46,9 @@ class Calibrator:
         self.dim = d = gate.shape[0]
         mean, scale = tensors["phi.mean"].astype(np.float64), tensors["phi.scale"].astype(np.float64)
         # gelu(z) = z/√2 · √2/2 · (1 + erf(z/√2)): with z/√2 as what the matrix yields, two constants disappear.
-        weight = np.concatenate([gate, first / np.sqrt(2)])
-        bias = np.concatenate([tensors["calibrator.gate.bias"], tensors["calibrator.mlp.0.bias"] / np.sqrt(2)])
+        # The gate appears only as 1 - σ(z) = σ(-z), so its weights are negated.
+        weight = np.concatenate([-gate, first / np.sqrt(2)])
+        bias = np.concatenate([-tensors["calibrator.gate.bias"], tensors["calibrator.mlp.0.bias"] / np.sqrt(2)])
         weight[:, 2 * d :] /= scale
         bias = bias - weight[:, 2 * d :] @ mean
         self._joint = np.ascontiguousarray(weight.T, dtype=np.float32)
@@ -75,14 +77,12 @@ class Calibrator:
         y += self._joint_bias
         inner = y[:, self.dim :]
         hidden = erf(inner)
-        hidden += np.float32(1)
+        hidden += _ONE
         hidden *= inner
         change: Floats = hidden @ self._second
         change += self._second_bias
         change -= embedding
-        closed = np.exp(y[:, : self.dim])  # 1 - σ(z) = 1 / (1 + e^z)
-        closed += np.float32(1)
-        change /= closed
+        change *= expit(y[:, : self.dim])
         change *= self._opening.take(gap, mode="clip")[:, None]
         change += embedding
         return change

@@ -38,7 +38,7 @@ _CANDIDATE_BLOCK: Final = 512 << 10
 """Bytes of scores, and of gathered rows, worked on at a time: so that they stay in the processor's caches."""
 _MANY: Final = 8
 _SMALL_CATALOGUE: Final = 30
-_SMALLEST_VARIANCE: Final = np.float32(1e-12)
+_SMALLEST_VARIANCE: Final = np.array(1e-12, np.float32)
 _OFTEN: Final = 1024
 """Queries at once for which a column of ones is kept ready."""
 _SORT_ALL: Final = 128
@@ -103,12 +103,15 @@ class Ranker:
         """(C,) the most popular items: the candidates of a device without an embedding."""
         self.popular[: len(by_popularity)] = by_popularity
 
-    def queries(self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_]) -> Floats:
-        """(R, D) query vectors from ê (R, d) and h (R, h); the rows of ê without an embedding are not looked at."""
+    def queries(self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_] | None) -> Floats:
+        """(R, D) query vectors from ê (R, d) and h (R, h).
+
+        Rows of ê without an embedding are not looked at; None: all have one.
+        """
         n = len(hidden)
         one = self._ones[:n] if n <= len(self._ones) else np.ones((n, 1), np.float32)
         q: Floats = np.concatenate((calibrated, one, hidden, one), axis=1)
-        if np.count_nonzero(has_embedding) != n:
+        if has_embedding is not None:
             q[~has_embedding, : self._split] = 0
         variance = self._variances(q)
         usable = variance > _SMALLEST_VARIANCE

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,14 +37,11 @@ class Srm:
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
         h = tensors["srm.gru.weight_hh"].shape[1]
         self.dim = h
-        # 1 / (1 + exp(x)) is the sigmoid of -x, so the weights of both sigmoid gates are negated once, here.
-        sign = np.ones((3 * h, 1), np.float32)
-        sign[: 2 * h] = -1
-        self._hidden_blocks = _blocks(sign * tensors["srm.gru.weight_hh"])
-        self._hidden_bias = sign[:, 0] * tensors["srm.gru.bias_hh"]
+        self._hidden_blocks = _blocks(tensors["srm.gru.weight_hh"])
+        self._hidden_bias = tensors["srm.gru.bias_hh"]
         normed = _layer_norm(tensors["srm.item_in"], tensors["srm.norm.weight"], tensors["srm.norm.bias"])
-        self._input_gates = _each_row(normed, _blocks(sign * tensors["srm.gru.weight_ih"]))
-        self._input_gates += sign[:, 0] * tensors["srm.gru.bias_ih"]
+        self._input_gates = _each_row(normed, _blocks(tensors["srm.gru.weight_ih"]))
+        self._input_gates += tensors["srm.gru.bias_ih"]
 
     def step(self, hidden: Floats, items: npt.NDArray[np.integer]) -> Floats:
         """(B, h) hidden states after the items (B,), from those before; row by row the same to the bit for any B."""
@@ -51,11 +49,8 @@ class Srm:
         x = self._input_gates.take(items, axis=0)
         y = _each_row(hidden, self._hidden_blocks)
         y += self._hidden_bias
-        gates = x[:, : 2 * h] + y[:, : 2 * h]
-        np.exp(gates, out=gates)
-        gates += np.float32(1)
-        np.reciprocal(gates, out=gates)
-        new = gates[:, :h] * y[:, 2 * h :]
+        gates: Floats = expit(x[:, : 2 * h] + y[:, : 2 * h])
+        new: Floats = gates[:, :h] * y[:, 2 * h :]
         new += x[:, 2 * h :]
         np.tanh(new, out=new)
         kept = hidden - new

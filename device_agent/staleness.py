@@ -37,9 +37,10 @@ LOG_GAP: Final = PHI.index("log_gap")
 LOG_AGE: Final = PHI.index("log_age")
 SPREAD: Final = PHI.index("spread")
 
-_PER_HOUR: Final = 1 / 3_600_000
-_TINY: Final = np.float32(1e-30)
-_ONE: Final = np.float32(1)
+# Constants are arrays without a dimension: numpy takes a microsecond to make one of a Python number at each use.
+_PER_HOUR: Final = np.array(1 / 3_600_000)
+_TINY: Final = np.array(1e-30, np.float32)
+_ONE: Final = np.array(1, np.float32)
 _BLOCK: Final = 256
 """Rows at a time in `recent_of_window`: 256 × 50 items × 128 floats are 6.5 MB."""
 
@@ -57,13 +58,11 @@ class StalenessModel:
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
         weight = tensors["staleness.weight"] / tensors["phi.scale"]
         self._weight = np.ascontiguousarray(weight, dtype=np.float32)
-        self._bias = np.float32(tensors["staleness.bias"][0] - weight @ tensors["phi.mean"])
+        self._bias = np.array(tensors["staleness.bias"][0] - weight @ tensors["phi.mean"], np.float32)
 
     def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
         """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding. None: all have one."""
-        s: Floats = np.vecdot(phi, self._weight)
-        s += self._bias
-        expit(s, out=s)
+        s: Floats = expit(np.vecdot(phi, self._weight) + self._bias)
         if has_embedding is not None:
             s[~has_embedding] = 1
         return s
@@ -71,11 +70,11 @@ class StalenessModel:
 
 def write_age(phi: Floats, age_ms: Ints) -> None:
     """Write log_age into `phi` (..., P) from the event time (...) since the embedding was asked for, at least 0."""
-    np.log1p(age_ms * _PER_HOUR, out=phi[..., LOG_AGE])
+    phi[..., LOG_AGE] = np.log1p(age_ms * _PER_HOUR)
 
 
 def write_signals(
-    phi: Floats, *, embedding: Floats, inverse_norm: Floats, mean: Floats, norm: Floats, last: Floats, gap: Ints
+    phi: Floats, *, embedding: Floats, inverse_norm: Floats, mean: Floats, norm: Floats | None, last: Floats, gap: Ints
 ) -> None:
     """Write the other signals into `phi` (B, A, P).
 
@@ -84,21 +83,19 @@ def write_signals(
     embedding, inverse_norm
         (B, A, d) cached embeddings e, and (B, A) 1 / ‖e‖.
     mean, norm
-        (B, A, d) and (B, A): m and its weight Σ γ^j, which is 0 where nothing was taken since as_of.
+        (B, A, d) and (B, A): m and its weight Σ γ^j, which is 0 where nothing was taken since as_of. None: it is
+        nowhere 0.
     last
         (B, d) v̂ of the last item, zero where there is none.
     gap
         (B, A) interactions since as_of, at least 0.
     """
-    length = np.sqrt(np.vecdot(mean, mean))
-    length += _TINY
-    cosine = np.vecdot(embedding, mean)
-    cosine *= inverse_norm
-    np.divide(cosine, length, out=phi[..., COS_RECENT])
-    np.subtract(_ONE, length, out=phi[..., SPREAD])
-    np.multiply(np.vecdot(embedding, last[:, None]), inverse_norm, out=phi[..., COS_LAST])
-    np.log1p(gap, out=phi[..., LOG_GAP])
-    if np.count_nonzero(norm) != norm.size:
+    length = np.sqrt(np.vecdot(mean, mean)) + _TINY
+    phi[..., COS_RECENT] = np.vecdot(embedding, mean) * inverse_norm / length
+    phi[..., COS_LAST] = np.vecdot(embedding, last[:, None]) * inverse_norm
+    phi[..., LOG_GAP] = np.log1p(gap.astype(np.float32))
+    phi[..., SPREAD] = _ONE - length
+    if norm is not None:
         nothing = norm == 0
         phi[nothing, COS_RECENT] = 1
         phi[nothing, SPREAD] = 0
