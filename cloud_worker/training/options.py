@@ -36,11 +36,11 @@ class CloudOptions:
     """
 
     hidden: int = 256
-    stand_in_positions: int = 60_000
-    snapshot_epochs: int = 12
+    stand_in_positions: int = 100_000
+    snapshot_epochs: int = 6
     batch: int = 512
     horizon: int = 5
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     text_decay: float = 0.85
     ridge: float = 3.0
 
@@ -49,10 +49,10 @@ class CloudOptions:
 class SnapshotOptions:
     """Which moments of which users are encoded: what training costs most, so both numbers are bounds."""
 
-    train: int = 1400
-    valid: int = 700
+    train: int = 850
+    valid: int = 500
     valid_stretch: int = 64
-    characters: int = 1_300_000
+    characters: int = 800_000
     """Of profile texts; fewer snapshots are taken where profiles are long."""
 
 

@@ -1,20 +1,22 @@
 """Training a bundle, from a prepared dataset to a verified directory.
 
 1. histories up to the test period; nothing later is read;
-2. at the same time: the SRM (one thread), and the text vectors of items and snapshots (the other threads);
-3. the shared space: item vectors and projector;
+2. the SRM, then the item side of the shared space, while another thread encodes items and snapshots;
+3. the projector;
 4. the calibrator, on pairs of snapshots of the training period;
 5. on the validation period: α, the staleness head, and what everything is worth;
-6. the SRM goes on over the validation period; save.
+6. save, with the SRM that went on over the validation period.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -84,30 +86,32 @@ def train_bundle(
     snapshots = _snapshots(run, titles, categories, streams[0])
     threads = torch.get_num_threads()
     stop = threading.Event()
+    items = text.item_texts(titles, categories)
+    profile_texts = text.profile_texts(histories, snapshots, titles, categories, options.profile_items)
     with ThreadPoolExecutor(1, "encoding") as pool:
-        encoding = pool.submit(_encode, run, encoder, snapshots, titles, categories, max(1, threads - 1), stop)
+        encode = partial(_encode, run, encoder, threads=max(1, threads - 1), stop=stop)
+        item_vectors = pool.submit(encode, items, "item texts")
+        profile_vectors = pool.submit(encode, profile_texts, "profile texts")
         try:
-            # A GRU step is far too small for two threads, which would wait for each other at every time step.
+            # Our steps are too small for two threads: they would wait for each other, and on a machine with other
+            # work to do a training took five times as long. The second core belongs to the encoder.
             torch.set_num_threads(1)
             model = _train_srm(run, streams[1])
-            on_progress(Progress("text vectors", 0, 0))
-            item_text, profiles = encoding.result()
+            final = copy.deepcopy(model)
+            if options.retrain and options.srm.final_epochs:
+                with torch.random.fork_rng():  # the other models must not depend on it
+                    _train_on(run, final, streams[1])
+            space = _train_items(run, item_vectors.result(), streams[2])
+            profiles = profile_vectors.result()
+            _train_projector(run, space, snapshots, profiles, streams[2])
+            bench = _bench(run, model, space, snapshots, profiles)
+            repair = _train_calibrator(run, bench, streams[3])
+            alpha, metrics = _measure(run, bench, repair, streams[4])
+            weight, bias, head_metrics = _staleness(run, bench, alpha)
         finally:
             stop.set()
             torch.set_num_threads(threads)
-
-    space = _train_space(run, item_text, snapshots, profiles, streams[2])
-    bench = _bench(run, model, space, snapshots, profiles)
-    repair = _train_calibrator(run, bench, streams[3])
-    alpha, metrics = _measure(run, bench, repair, streams[4])
-    weight, bias, head_metrics = _staleness(run, bench, alpha)
     metrics |= head_metrics | {"alpha": alpha, "snapshots": float(len(snapshots))}
-    if options.retrain and options.srm.final_epochs:
-        torch.set_num_threads(1)
-        try:
-            _train_on(run, model, streams[1])
-        finally:
-            torch.set_num_threads(threads)
     metrics["seconds"] = time.monotonic() - started
     on_progress(Progress("saving", 1, 1))
     return save_bundle(
@@ -137,7 +141,7 @@ def train_bundle(
             "item_vectors": bench.catalogue.vectors,
             "item_bias": bench.catalogue.bias,
             "popularity": histories.popularity(valid=False).astype(np.float32),
-            **model.tensors(),
+            **final.tensors(),
             "phi.mean": bench.phi_mean,
             "phi.scale": bench.phi_scale,
             **repair.tensors(),
@@ -243,26 +247,17 @@ def _snapshots(run: _Run, titles: list[str], categories: list[str], generator: n
 
 
 def _encode(
-    run: _Run,
-    encoder: Encoder,
-    snapshots: Snapshots,
-    titles: list[str],
-    categories: list[str],
-    threads: int,
-    stop: threading.Event,
-) -> tuple[Floats, Floats]:
-    """(N, T) item vectors and (S, T) profile vectors, in a thread of its own."""
+    run: _Run, encoder: Encoder, texts: list[str], stage: str, *, threads: int, stop: threading.Event
+) -> Floats:
+    """(n, T) vectors of texts, in a thread of its own that ends soon after `stop`."""
     torch.set_num_threads(threads)  # counts for this thread only
-    items = text.item_texts(titles, categories)
-    profiles = text.profile_texts(run.histories, snapshots, titles, categories, run.options.profile_items)
 
     def on_done(done: int, total: int) -> None:
         if stop.is_set():
             raise TrainingError("training was stopped")
-        run.on_progress(Progress("text vectors", done, total))
+        run.on_progress(Progress(stage, done, total))
 
-    vectors = text.encode_all(encoder, [*items, *profiles], on_done)
-    return vectors[: len(items)], vectors[len(items) :]
+    return text.encode_all(encoder, texts, on_done)
 
 
 def _train_srm(run: _Run, generator: np.random.Generator) -> srm.Gru4Rec:
@@ -308,38 +303,46 @@ def _train_on(run: _Run, model: srm.Gru4Rec, generator: np.random.Generator) -> 
     )
 
 
-def _train_space(
-    run: _Run, item_text: Floats, snapshots: Snapshots, profiles: Floats, generator: np.random.Generator
-) -> cloud_model.CloudModel:
-    histories, options, last = run.histories, run.options.cloud, run.options.profile_items
+def _train_items(run: _Run, item_text: Floats, generator: np.random.Generator) -> cloud_model.CloudModel:
+    histories, options = run.histories, run.options.cloud
     popularity = histories.popularity(valid=False)
     space = cloud_model.CloudModel(item_text, popularity, run.options.d, options.hidden).to(run.device)
     cloud_model.train_on_stand_ins(
         space,
         histories,
         options,
-        last=last,
+        last=run.options.profile_items,
         exclude_seen=run.exclude_seen,
         generator=generator,
         after=lambda done, total, loss: run.say("item vectors", done, total, loss),
     )
+    return space
+
+
+def _train_projector(
+    run: _Run, space: cloud_model.CloudModel, snapshots: Snapshots, profiles: Floats, generator: np.random.Generator
+) -> None:
+    """In place."""
+    histories, options = run.histories, run.options.cloud
     train = ~snapshots.valid
-    users, positions = snapshots.users[train], snapshots.positions[train]
-    stand_in = text.stand_ins(histories, users, positions, item_text, last=last, decay=options.text_decay)
-    cloud_model.fold_in_real_profiles(space, profiles[train], stand_in, options.ridge)
+    users, positions, real = snapshots.users[train], snapshots.positions[train], profiles[train]
+    item_text = space.text.cpu().numpy()
+    stand_in = text.stand_ins(
+        histories, users, positions, item_text, last=run.options.profile_items, decay=options.text_decay
+    )
+    cloud_model.fold_in_real_profiles(space, real, stand_in, options.ridge)
     cloud_model.train_on_profiles(
         space,
         histories,
         users,
         positions,
-        profiles[train],
+        real,
         options,
         exclude_seen=run.exclude_seen,
         generator=generator,
         after=lambda done, total, loss: run.say("projector", done, total, loss),
     )
-    space.rescale(profiles[train])
-    return space
+    space.rescale(real)
 
 
 def _bench(

@@ -137,7 +137,16 @@ def test_models_learn_what_the_data_hold(trained):
 
 def test_every_stage_is_told_and_ends(trained):
     last = {each.stage: each for each in trained[2]}
-    assert {"SRM", "text vectors", "item vectors", "projector", "calibrator", "SRM to the end", "saving"} <= set(last)
+    assert {
+        "SRM",
+        "item texts",
+        "profile texts",
+        "item vectors",
+        "projector",
+        "calibrator",
+        "SRM to the end",
+        "saving",
+    } <= set(last)
     assert last["SRM"].done == last["SRM"].total == TINY.srm.epochs
     assert last["saving"].done == last["saving"].total
 
