@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -36,6 +37,8 @@ BROKER_WAIT_S: Final = 120.0
 """A worker cannot start while the broker is down; after a crash the broker takes tens of seconds."""
 STOP_S: Final = 4.0
 """The supervisor kills a worker that has not left five seconds after it was asked to."""
+GC_THRESHOLD: Final = 100_000
+"""Objects made and not freed until Python looks for cycles."""
 LOOP_SILENCE_S: Final = 30.0
 """An event loop that did not turn for so long is stuck: /livez says so."""
 
@@ -147,6 +150,11 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app.finalize()
+    # Millions of short-lived records and no cycles among them: collecting as often as Python does by default costs a
+    # quarter of the step.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
     try:
         await app.start()
         while not stop.is_set() and app.crash_reason is None:

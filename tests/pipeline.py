@@ -23,8 +23,17 @@ from device_agent.agent import DeviceCore
 from device_agent.checkpoint import POSITION_KEY
 from device_agent.state import digest
 from streams.bundle import Bundle
-from streams.events import Codec, Embedding, Interaction, Recommendation, RefreshRequest, device_key, embedding_key
-from streams.events import pack_items, pack_vector
+from streams.events import (
+    Codec,
+    Embedding,
+    Interaction,
+    Recommendation,
+    RefreshRequest,
+    device_key,
+    embedding_key,
+    pack_items,
+    pack_vector,
+)
 from streams.experiment.arms import Experiment, parse_arms
 from streams.kafka_admin import ensure_topics
 from streams.settings import KafkaSettings, load_settings
