@@ -367,7 +367,7 @@ class DeviceCore:
         if lacking is not None:
             phi[lacking] = 0
             gap_after[lacking] = -1
-        request, reason, urgency = self._decide(out, wave, has, lacking, gap_after, age, asked)
+        request, reason, urgency = self._decide(out, wave, has, gap_after, age, asked)
         if lacking is not None:
             age[lacking] = -1
             gap[lacking] = -1
@@ -480,7 +480,6 @@ class DeviceCore:
         out: Records,
         wave: Wave,
         has: Bools,
-        lacking: Bools | None,
         gap: Int64s,
         age: Int64s,
         asked: Bools | None,
@@ -488,7 +487,6 @@ class DeviceCore:
         """Ask the policies and mark what leaves: (B, A) request, reason, urgency."""
         arm = out["arm"]
         phi, scratch, count = arm["phi"], arm["scratch"], out["count"]
-        staleness = self._staleness(phi, None if lacking is None else has)
         free = arm["inflight_until_ms"] < wave.now_ms
         in_flight = ~free
         since = count[:, None] - arm["last_request_count"]
@@ -508,7 +506,7 @@ class DeviceCore:
                     gap=gap[rows, a],
                     age_ms=age[rows, a],
                     phi=phi[rows, a],
-                    staleness=staleness[rows, a],
+                    score=self._staleness,
                     since_request=since[rows, a],
                     since_request_ms=since_ms[rows, a],
                     in_flight=in_flight[rows, a],

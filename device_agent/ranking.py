@@ -43,7 +43,8 @@ _OFTEN: Final = 1024
 """Queries at once for which a column of ones is kept ready."""
 _SORT_ALL: Final = 128
 """Scores so few that sorting them all is quicker than finding the best ones first."""
-_NEVER: Final = np.float32(-np.inf)
+_NEVER: Final = np.array(-np.inf, np.float32)
+_ZERO: Final = np.array(0, np.int32)
 _BIT: Final = (1 << np.arange(8)).astype(np.uint8)
 
 
@@ -208,23 +209,27 @@ class Ranker:
             scores = scores.reshape(-1).take(candidates + (np.arange(len(scores)) * self.n_items)[:, None])
         else:
             scores = np.matmul(self._rows.take(candidates, axis=0), queries[:, :, None])[..., 0]
-        out = candidates < 0
+        out = candidates < _ZERO
         np.putmask(scores, out, _NEVER)
-        n = np.int32(candidates.shape[1]) - np.add.reduce(out, axis=1, dtype=np.int32)
+        n = np.array(candidates.shape[1], np.int32) - np.add.reduce(out, axis=1, dtype=np.int32)
         rank = np.zeros(len(scores), np.int32)
-        row, place = np.nonzero(candidates == targets[:, None])
-        if len(row):
-            target_score = scores[row, place]
+        place = (candidates == targets[:, None]).reshape(-1).nonzero()[0]
+        if len(place):
+            row = place // candidates.shape[1]
+            target_score = scores.reshape(-1)[place]
             at_least = np.add.reduce(scores[row] >= target_score[:, None], axis=1, dtype=np.int32)
             rank[row] = at_least * (target_score > _NEVER)  # a target of -1 is no candidate
         return Ranked(rank, n, self._best(scores, candidates))
 
     def _best(self, scores: Floats, items: Items | None) -> Items:
-        """(R, k) the best of `scores` (R, n), best first and of equal ones the first; `items` names the columns."""
+        """(R, k) the best of `scores` (R, n), best first; `items` names the columns.
+
+        Equal scores come in an order that follows from the scores alone: the same row gives the same list.
+        """
         k, n = self.list_length, scores.shape[1]
         at = np.arange(len(scores))[:, None]
         if n <= _SORT_ALL:
-            places = (-scores).argsort(axis=1, kind="stable")[:, :k]
+            places = (-scores).argsort(axis=1)[:, :k]
         else:
             places = np.argpartition(scores, n - k, axis=1)[:, n - k :]
             places.sort(axis=1)

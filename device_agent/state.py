@@ -19,6 +19,7 @@ from streams.errors import BundleError, StoreError
 
 RECORD_VERSION: Final = 1
 """Of the record's fields; a record of another version is refused."""
+_COUNTERS_AT: Final = 16  # where count lies, followed by served, history_len, hash_count
 RECENT_HASHES: Final = 32
 """Event ids by which a device recognises a repeated event."""
 LONG_AGO_MS: Final = -(2**62)
@@ -158,7 +159,7 @@ class StateLayout:
 
     def copy(self, records: Records) -> Records:
         """A copy; numpy's own walks through the fields of each record."""
-        copied: Records = np.ascontiguousarray(records).view(self._raw).copy().view(self.dtype)
+        copied: Records = records.view(self._raw).copy().view(self.dtype)
         return copied
 
     def take(self, records: Records, rows: npt.NDArray[np.intp]) -> Records:
@@ -170,10 +171,12 @@ class StateLayout:
         """Write `values` into contiguous `records` at `rows`, without walking through their fields."""
         records.view(self._raw)[rows] = values.view(self._raw)
 
-    @staticmethod
-    def counters(records: Records) -> npt.NDArray[np.int64]:
-        """View (n, 4) of count, served, history_len and hash_count, which mostly go up together."""
-        return records.view(np.int64).reshape(len(records), -1)[:, 2:6]
+    def counters(self, records: Records) -> npt.NDArray[np.int64]:
+        """View (n, 4) of count, served, history_len and hash_count, which mostly go up together.
+
+        The records must be contiguous, as `new`, `copy`, `take` and `unpack` give them.
+        """
+        return np.ndarray((len(records), 4), np.int64, records, _COUNTERS_AT, (records.itemsize, 8))
 
     def pack(self, record: Any) -> bytes:
         """One record (a row of an array of records) as bytes."""

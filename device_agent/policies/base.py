@@ -9,6 +9,7 @@ The agent debounces: while a request of a device and arm is under way, a wish fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -37,8 +38,8 @@ class Signals(NamedTuple):
     """Event time since the embedding was asked for; `NEVER_MS` or more without one."""
     phi: Floats
     """(B, P) staleness signals (see `device_agent.staleness`); zero without an embedding."""
-    staleness: Floats
-    """s in [0, 1]; 1 without an embedding."""
+    score: Callable[[Floats, Bools], Floats]
+    """The bundle's staleness model, behind `staleness`."""
     since_request: Ints
     """Interactions since this arm's last request; all of them where it never asked."""
     since_request_ms: Ints
@@ -48,6 +49,11 @@ class Signals(NamedTuple):
     event_time_ms: Ints
     event_hash: npt.NDArray[np.uint64]
     """Hash of the event's id: randomness that is the same in every run."""
+
+    @property
+    def staleness(self) -> Floats:
+        """(B,) s in [0, 1]; 1 without an embedding. Computed when it is asked for: most policies do not."""
+        return self.score(self.phi, self.has_embedding)
 
     @property
     def reliability(self) -> Floats:

@@ -11,9 +11,12 @@ from device_agent.policies import registry
 from device_agent.policies.base import NEVER_MS, BasePolicy, Decision, Signals
 from device_agent.policies.fixed import uniform
 from device_agent.policies.registry import BUILT_IN, build_policy, policy_names
-from device_agent.staleness import COS_RECENT
+from device_agent.staleness import COS_RECENT, StalenessModel
 from streams.errors import SettingsError
 from streams.experiment.arms import ArmSpec, parse_arm
+from tests.device_agent.core_helpers import small_bundle
+
+MODEL = StalenessModel(small_bundle().device)
 
 
 def signals(n=1, *, cos_recent=1.0, **given):
@@ -24,7 +27,6 @@ def signals(n=1, *, cos_recent=1.0, **given):
         "has_embedding": True,
         "gap": 1,
         "age_ms": 0,
-        "staleness": 0.0,
         "since_request": 1,
         "since_request_ms": 0,
         "in_flight": False,
@@ -32,7 +34,7 @@ def signals(n=1, *, cos_recent=1.0, **given):
     } | given
     hashes = np.asarray(defaults.pop("event_hash", np.arange(1, n + 1)), np.uint64)
     arrays = {name: np.broadcast_to(np.asarray(value), n) for name, value in defaults.items()}
-    return Signals(phi=phi, event_hash=hashes, **arrays)
+    return Signals(phi=phi, score=MODEL, event_hash=hashes, **arrays)
 
 
 def decide(arm, told, scratch=None):
@@ -65,6 +67,12 @@ def test_device_without_embedding_asks_for_the_first_one(arm):
 def test_without_initial_it_does_not(arm):
     told = signals(has_embedding=False, age_ms=NEVER_MS, since_request_ms=NEVER_MS, since_request=0)
     assert not decide(f"{arm}{',' if ':' in arm else ':'}initial=false", told).request[0]
+
+
+def test_a_policy_can_ask_for_staleness_and_reliability():
+    told = signals(2, has_embedding=[True, False])
+    assert 0 < told.staleness[0] < 1 == told.staleness[1]
+    assert np.allclose(told.reliability, 1 - told.staleness)
 
 
 def test_never_and_always():

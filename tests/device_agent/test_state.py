@@ -99,6 +99,14 @@ def test_devices_with_the_same_interactions_have_the_same_digest():
     assert first == second == third
 
 
+def test_counters_are_the_fields_that_they_stand_for():
+    layout = StateLayout(BUNDLE.manifest, 2)
+    records = layout.new(3)
+    layout.counters(records)[1] = [1, 2, 3, 4]
+    for value, name in enumerate(("count", "served", "history_len", "hash_count"), 1):
+        assert records[name].tolist() == [0, value, 0]
+
+
 def test_copies_do_not_share_memory():
     layout = StateLayout(BUNDLE.manifest, 2)
     records = layout.new(5)
