@@ -29,7 +29,7 @@ EVENTS, DEVICES, ITEMS = 60_000, 1_000, 1_682
 THREE = ("never", "every-n:n=20", "drift:rate=0.05")
 
 _EMPTY_AGENT = """
-    import sys, time
+    import os, sys, time
     import faust
     bootstrap, topic, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     app = faust.App("empty-" + topic, broker="kafka://" + bootstrap, store="memory://", web_enabled=False,
@@ -45,7 +45,8 @@ _EMPTY_AGENT = """
             if seen == count // 10:
                 started = time.perf_counter()
             if seen == count:
-                print("RATE", (count - count // 10) / (time.perf_counter() - started), flush=True)
+                rate = (count - count // 10) / (time.perf_counter() - started)
+                os.write(1, f"RATE {rate}\\n".encode())  # Faust turns print into log lines
 
     sys.argv[1:] = ["worker", "-l", "error", "--without-web"]
     app.main()
@@ -82,9 +83,7 @@ def test_worker_over_empty_agent(
         empty.append(_empty_rate(made, tmp_path))
     ratio = ours[0] / empty[0]
     benchmark.extra_info.update({"worker": ours[0], "empty agent": empty[0], "ratio": ratio, "goal": least})
-    print(
-        f"\nworker {ours[0]:,.0f}/s ÷ empty Faust agent {empty[0]:,.0f}/s = {ratio:.2f} ({len(arms)} arms, goal {least})"
-    )
+    print(f"\nworker {ours[0]:,.0f}/s ÷ empty Faust agent {empty[0]:,.0f}/s = {ratio:.2f} (goal {least})")
     assert ratio > 0
 
 

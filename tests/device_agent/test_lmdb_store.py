@@ -65,7 +65,7 @@ def test_what_was_written_is_there_after_kill_9(tmp_path: Path) -> None:
 def test_a_full_map_is_a_clear_error_and_leaves_the_last_write_whole(tmp_path: Path) -> None:
     store = opened(tmp_path / "s", map_size=1 * MiB)
     store.write([(b"a", b"1")], Position(interactions=1), 1)
-    with pytest.raises(StoreError, match="full.*map_size_gb"):
+    with pytest.raises(StoreError, match=r"full.*map_size_gb"):
         store.write([(str(i).encode(), b"x" * 4096) for i in range(1000)], Position(interactions=2), 2)
     assert (store.read([b"a", b"1"]), store.position().interactions) == ([b"1", None], 1)
     store.write([(b"b", b"2")], Position(interactions=3), 3)
