@@ -47,18 +47,19 @@ class RecordCache:
 
     def get(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
         """Copy of these records."""
-        return self._records[rows]
+        return self._layout.take(self._records, rows)
 
     def put(self, rows: npt.NDArray[np.intp], records: npt.NDArray[np.void]) -> None:
         """Write records back; each row at most once."""
-        self._records[rows] = records
+        self._layout.put(self._records, rows, records)
         self._dirty.update(rows.tolist())
 
     def take_dirty(self) -> list[tuple[bytes, bytes]]:
         """Key and bytes of each record changed since the last call."""
         rows = sorted(self._dirty)
         self._dirty.clear()
-        blob, size = self._records[rows].tobytes(), self._layout.dtype.itemsize
+        changed = self._layout.take(self._records, np.array(rows, np.intp))
+        blob, size = changed.tobytes(), self._layout.dtype.itemsize
         return [(self._keys[row], blob[i * size : (i + 1) * size]) for i, row in enumerate(rows)]
 
     def hold_unsaved(self, records: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
