@@ -24,12 +24,14 @@ from cloud_worker.cache import CachedEncoder, EmbeddingCache
 from cloud_worker.encoder import Encoder, make_encoder
 from cloud_worker.pipeline import CloudPipeline, Outcome
 from cloud_worker.user_model import TextUserModel
+from streams.batch_consumer import BatchConsumer
 from streams.bundle import load_bundle
 from streams.clock import Clock, SystemClock
+from streams.durable_producer import DurableProducer
 from streams.errors import BrokerError, EncoderError, StoreError
 from streams.health import HealthServer, write_status
 from streams.kafka_admin import ensure_topics
-from streams.kafka_clients import BatchConsumer, DurableProducer, wait_for_broker
+from streams.kafka_clients import wait_for_broker
 from streams.log import get_logger
 from streams.metrics import CloudMetrics
 from streams.settings import Settings

@@ -10,25 +10,15 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.consumer.fetcher import ConsumerRecord
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
-    CommitFailedError,
-    IllegalGenerationError,
     KafkaError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
 )
-from kafka.structs import OffsetAndMetadata
 
 from streams.errors import BrokerError
 from streams.log import get_logger
-from streams.records import OutgoingRecord
 from streams.settings import KafkaSettings
 
 log = get_logger(__name__)
@@ -42,17 +32,9 @@ RECONNECT_MAX_MS: Final = 1_000
 DELIVERY_TIMEOUT_MS: Final = 120_000
 """A record that is not acknowledged after this long has failed: four times an outage of 30 s."""
 
-MAX_UNACKNOWLEDGED: Final = 50_000
-"""kafka-python has no limit of its own on what it buffers; beyond this many records `send` waits for the oldest."""
-
-COMMIT_TIMEOUT_MS: Final = 5_000
-"""A commit is a hint of what need not be done again; waiting longer for one costs more than redoing a batch."""
-
 SESSION_TIMEOUT_MS: Final = 10_000
 """A consumer whose process is silent for so long loses its partitions. Heartbeats come from a thread of their own, so
 this bounds how late another takes over after a crash, not how long the work on a batch may take."""
-
-_REBALANCED = (CommitFailedError, RebalanceInProgressError, UnknownMemberIdError, IllegalGenerationError)
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
@@ -251,252 +233,3 @@ def _unreachable(kafka: KafkaSettings, cause: Exception) -> BrokerError:
         f"no Kafka broker answers at {kafka.bootstrap} ({type(cause).__name__}: {cause})",
         remedy="check kafka.bootstrap and its security settings, and that the broker runs (`driftline doctor`)",
     )
-
-
-class DurableProducer:
-    """A producer whose `flush_or_raise` means: every record sent so far is in the log.
-
-    After a failure it goes on with a new connection: kafka-python's idempotent producer refuses everything once the
-    broker has refused one record for good. What the old one still had under way is given up, and reported as such.
-
-    Parameters
-    ----------
-    max_unacknowledged
-        `send` waits for the oldest record while so many are under way.
-    """
-
-    def __init__(
-        self, kafka: KafkaSettings, *, linger_ms: int = 5, max_unacknowledged: int = MAX_UNACKNOWLEDGED
-    ) -> None:
-        self._kafka = kafka
-        self._linger_ms = linger_ms
-        self._producer = make_producer(kafka, linger_ms=linger_ms)
-        self._broken = False
-        self._pending: deque[tuple[str, Any]] = deque()
-        self._limit = max_unacknowledged
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def unacknowledged(self) -> int:
-        """Records sent whose outcome was not looked at yet; an upper bound of those under way."""
-        return len(self._pending)
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int | None = None,
-    ) -> None:
-        """Hand over one record; it is durable only once `flush_or_raise` returned.
-
-        Raises
-        ------
-        BrokerError
-            This record cannot be sent, or an earlier one was not acknowledged.
-        """
-        while self._pending and (self._pending[0][1].is_done or len(self._pending) >= self._limit):
-            self._settle(time.monotonic() + DELIVERY_TIMEOUT_MS / 1000)
-        if self._broken:
-            self._producer = make_producer(self._kafka, linger_ms=self._linger_ms)
-            self._broken = False
-        try:
-            future = self._producer.send(topic, key=key, value=value, headers=list(headers), partition=partition)
-        except (KafkaError, ValueError, TypeError) as exc:
-            raise BrokerError(
-                f"a record for topic {topic} cannot be sent ({type(exc).__name__}: {exc})",
-                remedy="`driftline topics list` shows what the cluster has",
-            ) from exc
-        self._pending.append((topic, future))
-
-    def send_all(self, records: Iterable[OutgoingRecord]) -> None:
-        """Hand over many records; see `send`."""
-        for record in records:
-            self.send(record.topic, record.key, record.value, record.headers, record.partition)
-
-    def flush_or_raise(self, timeout_s: float = DELIVERY_TIMEOUT_MS / 1000 + 10) -> None:
-        """Wait until every record sent so far is acknowledged by all in-sync replicas.
-
-        After an error the outcome of the others is unknown: redo the work that they came from.
-
-        Raises
-        ------
-        BrokerError
-            One was not; names the topic and the cause.
-        """
-        deadline = time.monotonic() + timeout_s
-        try:
-            self._producer.flush(timeout_s)
-        except KafkaError:
-            log.debug("a flush failed; the record that did tells why")
-        while self._pending:
-            self._settle(deadline)
-
-    def _settle(self, deadline: float) -> None:
-        """Take the oldest record off the list once its outcome is known; after a failure everything starts anew."""
-        topic, future = self._pending.popleft()
-        try:
-            future.get(timeout=max(0.0, deadline - time.monotonic()))
-        except Exception as exc:  # the library also hands on what its sender thread raised
-            lost = len(self._pending) + 1
-            self._pending.clear()
-            _end(self._producer, 0.0)
-            self._broken = True
-            raise BrokerError(
-                f"topic {topic}: a record was not acknowledged ({type(exc).__name__}: {exc}); "
-                f"{lost} records have an unknown outcome",
-                remedy="the work behind them is redone when its input is read again",
-            ) from exc
-
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Give what is under way a last chance, then let go. Not a substitute for `flush_or_raise`."""
-        if not self._broken:
-            _end(self._producer, timeout_s)
-            self._pending.clear()
-
-
-def _end(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close a producer; records that are not acknowledged in time are given up."""
-    try:
-        producer.close(timeout_s)
-    except KafkaError:
-        # kafka-python's close raises from its flush and leaves the sender's thread running: it would go on sending
-        # records that we have given up, behind the back of whoever sends them again.
-        log.warning("a producer was closed with records under way")
-        producer._sender.force_close()  # noqa: SLF001
-        producer._sender.join(1.0)  # noqa: SLF001
-
-
-class BatchConsumer:
-    """Batches of records from a consumer group, committed only when their work is durable.
-
-    The contract: `poll_batch`, do the work, make it durable (`DurableProducer.flush_or_raise`, a store's sync), and
-    only then `commit(batch)`. A crash or a rebalance in between brings the same records again, to this worker or to
-    another: at least once. When the work failed and the process lives on, `rewind(batch)` brings them again here.
-    """
-
-    def __init__(self, kafka: KafkaSettings, group: str, *topics: str, read_committed: bool = True) -> None:
-        self._consumer = make_consumer(kafka, group, *topics, read_committed=read_committed)
-        self._topics = topics
-        self._group = group
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def assignment(self) -> frozenset[tuple[str, int]]:
-        """The (topic, partition) pairs this consumer owns now; empty before the group has settled."""
-        return frozenset((tp.topic, tp.partition) for tp in self._consumer.assignment())
-
-    def poll_batch(self, max_records: int, first_wait_s: float, linger_ms: int = 0) -> list[ConsumerRecord]:
-        """Wait for records, then a little longer for the batch to fill.
-
-        Parameters
-        ----------
-        max_records
-            No batch is larger.
-        first_wait_s
-            How long to wait for the first record.
-        linger_ms
-            How long a batch that is not full waits for more.
-
-        Returns
-        -------
-        list
-            Each partition's records in their order; empty when nothing came, and while the broker is gone.
-
-        Raises
-        ------
-        BrokerError
-            The broker refuses: no permission, a topic that is not there, a broken record batch.
-        """
-        batch = self._poll(max_records, first_wait_s * 1000)
-        deadline = time.monotonic() + linger_ms / 1000
-        while batch and len(batch) < max_records and (left := deadline - time.monotonic()) > 0:
-            batch += self._poll(max_records - len(batch), left * 1000)
-        return batch
-
-    def _poll(self, max_records: int, timeout_ms: float) -> list[ConsumerRecord]:
-        started = time.monotonic()
-        try:
-            fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-        except _REBALANCED as exc:
-            log.info("the consumer group rebalances", group=self._group, cause=str(exc))
-            return []
-        except (KafkaError, OSError) as exc:
-            if isinstance(exc, KafkaError) and not exc.retriable:
-                raise BrokerError(
-                    f"topics {', '.join(self._topics)} cannot be read ({type(exc).__name__}: {exc})",
-                    remedy="`driftline topics list` shows what the cluster has",
-                ) from exc
-            log.warning("the broker does not answer", group=self._group, cause=f"{type(exc).__name__}: {exc}")
-            # No busy loop while it is gone: use up the time the caller had for us.
-            time.sleep(max(0.0, min(1.0, timeout_ms / 1000 - (time.monotonic() - started))))
-            return []
-        return [record for records in fetched.values() for record in records]
-
-    def commit(self, batch: Sequence[ConsumerRecord]) -> bool:
-        """Record that `batch` was worked on: each partition's next offset is the one after its last record.
-
-        Returns
-        -------
-        bool
-            False when it could not be recorded, because the group rebalanced or the broker does not answer: the
-            records come again (or a later commit covers them), which the work must bear anyhow.
-
-        Raises
-        ------
-        BrokerError
-            The broker refuses for good.
-        """
-        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        for record in batch:
-            tp = TopicPartition(record.topic, record.partition)
-            if tp not in offsets or record.offset + 1 > offsets[tp].offset:
-                offsets[tp] = OffsetAndMetadata(record.offset + 1, "", -1)
-        if not offsets:
-            return True
-        try:
-            self._consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
-        except (KafkaError, OSError) as exc:
-            if isinstance(exc, KafkaError) and not exc.retriable and not isinstance(exc, _REBALANCED):
-                raise BrokerError(
-                    f"group {self._group}: a commit was refused ({type(exc).__name__}: {exc})",
-                    remedy="check the group's permissions",
-                ) from exc
-            log.warning(
-                "a commit did not go through; the records come again",
-                group=self._group,
-                records=len(batch),
-                cause=f"{type(exc).__name__}: {exc}",
-            )
-            return False
-        return True
-
-    def rewind(self, batch: Sequence[ConsumerRecord]) -> None:
-        """Go back to where `batch` started: its work failed. Partitions that were taken away are left alone."""
-        first: dict[TopicPartition, int] = {}
-        for record in batch:
-            tp = TopicPartition(record.topic, record.partition)
-            first[tp] = min(first.get(tp, record.offset), record.offset)
-        owned = self._consumer.assignment()
-        for tp, offset in first.items():
-            if tp in owned:
-                self._consumer.seek(tp, offset)
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Leave the group, so that its other members take over at once; nothing is committed."""
-        self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000))

@@ -21,9 +21,9 @@ from cloud_worker.profile_text import profile_text
 from infra.broker import Broker
 from streams.bundle import Bundle
 from streams.clock import SystemClock
+from streams.durable_producer import DurableProducer
 from streams.events import Codec, Embedding, RefreshRequest, device_key, pack_items, pack_times
 from streams.kafka_admin import ensure_topics
-from streams.kafka_clients import DurableProducer
 from streams.settings import KafkaSettings
 from streams.topics import DAY_MS, Topics
 from tests.bundles import make_bundle

@@ -23,9 +23,9 @@ from kafka import KafkaConsumer, TopicPartition
 from infra.broker import Broker
 from streams.bundle import Bundle
 from streams.clock import SystemClock
+from streams.durable_producer import DurableProducer
 from streams.events import Codec, Embedding, RefreshRequest, device_key, embedding_key, pack_items, pack_times
 from streams.kafka_admin import consumer_lag, ensure_topics
-from streams.kafka_clients import DurableProducer
 from streams.settings import KafkaSettings
 from streams.topics import Topics, partition_of
 from tests.bundles import make_bundle

@@ -20,12 +20,13 @@ import pytest
 from kafka import TopicPartition
 
 from infra.broker import Broker
+from streams.batch_consumer import BatchConsumer
 from streams.datasets import Prepared, Sources, prepare
 from streams.datasets.tabular import Tabular
 from streams.errors import DatasetError, TopicMismatch
 from streams.events import BACKFILL, Codec, Interaction
 from streams.kafka_admin import end_offsets, ensure_topics
-from streams.kafka_clients import BatchConsumer, make_consumer
+from streams.kafka_clients import make_consumer
 from streams.replay import AtMostRate, GroupLag, KafkaSink, Replay, ReplayPlan, make_schedule, sent_rows
 from streams.settings import KafkaSettings
 from streams.topics import Topics, partition_of

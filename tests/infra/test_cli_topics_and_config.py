@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.kafka_clients import DurableProducer
+from streams.durable_producer import DurableProducer
 from streams.settings import KafkaSettings
 from streams.topics import Topics
 

@@ -3,6 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from streams.batch_consumer import BatchConsumer
+from streams.durable_producer import DurableProducer
 from streams.errors import BrokerError, TopicMismatch
 from streams.kafka_admin import (
     LagProbe,
@@ -13,7 +15,7 @@ from streams.kafka_admin import (
     ensure_topics,
     retained_records,
 )
-from streams.kafka_clients import BatchConsumer, DurableProducer, make_producer
+from streams.kafka_clients import make_producer
 from streams.settings import KafkaSettings
 from streams.topics import Topics, TopicSpec
 

@@ -9,17 +9,11 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import IllegalGenerationError
 
+from streams.batch_consumer import BatchConsumer
+from streams.durable_producer import DurableProducer
 from streams.errors import BrokerError
 from streams.kafka_admin import LagProbe, end_offsets, ensure_topics
-from streams.kafka_clients import (
-    BatchConsumer,
-    DurableProducer,
-    aiokafka_config,
-    client_config,
-    make_consumer,
-    make_producer,
-    wait_for_broker,
-)
+from streams.kafka_clients import aiokafka_config, client_config, make_consumer, make_producer, wait_for_broker
 from streams.log import configure_logging
 from streams.records import OutgoingRecord
 from streams.settings import KafkaSettings
