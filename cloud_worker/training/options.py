@@ -40,7 +40,7 @@ class CloudOptions:
     snapshot_epochs: int = 6
     batch: int = 512
     horizon: int = 5
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     text_decay: float = 0.85
     ridge: float = 3.0
 

@@ -410,6 +410,7 @@ def _measure(
         ("calibrated", repair.apply_to(bench.data(run, stale))),
     ):
         found |= summary(f"fused_{name}@gap{GAP}", evaluate.ranks(bench.catalogue, late, embeddings, alpha))
+    found |= {"moments": float(len(every)), f"moments@gap{GAP}": float(len(late))}
     run.on_progress(Progress("choosing α", 1, 1, f"α {alpha:.2f}"))
     return alpha, found
 

@@ -335,6 +335,8 @@ def test_fusion_is_z_scores_and_a_constant_has_no_say():
     np.testing.assert_allclose(z, [[-np.sqrt(1.5), 0, np.sqrt(1.5)], [0, 0, 0]], atol=1e-6)
 
 
-def test_best_alpha_is_the_one_with_the_best_ranks():
-    assert fusion.best_alpha(np.array([[5, 9], [1, 2], [30, 1]]), (0.1, 0.2, 0.3)) == 0.2
+def test_best_alpha_is_the_one_with_the_best_ranks_around_it():
+    lucky = np.array([[50, 50], [1, 2], [50, 50], [3, 4], [2, 3], [3, 4]])
+    assert fusion.best_alpha(lucky, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)) == 0.5
     assert fusion.best_alpha(np.array([[1, 2], [1, 2]]), (0.1, 0.2)) == 0.1
+    assert fusion.best_alpha(np.zeros((2, 0), int), (0.2, 0.4)) == pytest.approx(0.3)
