@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli._context import CliContext
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 ARMS = ("never", "every-n=every-n:n=20", "drift=drift:rate=0.05")
 """Nobody asks; everybody asks at the same steady rate; the same rate, spent where the embedding has drifted."""
+TABLE_WIDTH = 140
+"""Columns that the table of the arms needs, names of 20 letters among them."""
 
 
 def demo(
@@ -34,29 +39,26 @@ def demo(
     from rich.console import Console
 
     from infra.demo.run import DemoOptions, run_demo
+    from infra.experiments import choose_experiment
     from infra.launch import like_ctrl_c
-    from streams.errors import SettingsError
-    from streams.experiment.arms import load_experiment, parse_arms
     from streams.experiment.report import render_table, report_json, summary_lines
 
     context: CliContext = ctx.obj
     settings = context.settings
-    if experiment is not None and arm:
-        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
     options = DemoOptions(
         dataset=dataset or settings.dataset,
-        experiment=load_experiment(experiment) if experiment else parse_arms(arm or ARMS, name="demo"),
+        experiment=choose_experiment(experiment, arm, ARMS, name="demo"),
         events=events,
         speed=_speed(speed),
         devices=devices,
         clouds=clouds,
         keep_topics=keep_topics,
     )
-    shown = Console(stderr=True)
+    shown = _wide(Console(stderr=True))
     with like_ctrl_c():
         result = run_demo(settings, options, shown)
     report = result.report
-    out = shown if json else Console()
+    out = shown if json else _wide(Console())
     out.print(render_table(report))
     for line in summary_lines(report) + result.notes:
         out.print(line, highlight=False, markup=False)
@@ -64,6 +66,13 @@ def demo(
         typer.echo(report_json(report))
     if report.lost or report.repeated or report.double_applied:
         raise typer.Exit(1)
+
+
+def _wide(console: Console) -> Console:
+    """Give a file or a pipe the table's width: rich takes it for 80 columns, and leaves nothing of the arms' names."""
+    if not console.is_terminal and console.width < TABLE_WIDTH:
+        console.width = TABLE_WIDTH
+    return console
 
 
 def _speed(text: str | None) -> float | None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,16 +12,15 @@ from rich.console import Console
 
 from device_agent.state import StateLayout
 from infra.broker import broker_for
-from infra.bundles import choose_bundle
 from infra.demo.applied import applied_counts
 from infra.demo.reader import RecommendationReader
 from infra.demo.screen import DemoScreen
+from infra.demo.training import BundleInTheMaking
 from infra.launch import Supervisor, SupervisorEvent
 from infra.workers import worker_specs
-from infra.workspace import Workspace, as_environment, new_run_name
-from streams.bundle import Bundle, load_bundle
+from infra.workspace import Workspace, new_run_name
+from streams.bundle import Bundle
 from streams.datasets import Prepared, ensure_prepared
-from streams.errors import BundleError, ProcessFailed, SettingsError
 from streams.experiment.accounting import Accounting, applied_exactly_once
 from streams.experiment.arms import Experiment
 from streams.experiment.outcomes import Outcomes
@@ -98,33 +93,29 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
     run.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)  # a path must stay whole
 
     broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=say, clients=_clients(settings))
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(broker.start)  # Kafka needs seconds, a first bundle a minute: side by side
-        try:
-            prepared = ensure_prepared(settings, options.dataset)
-            bundle = _find_or_train(settings, prepared, say)
-            starting.result()
-            say(f"Kafka {broker.version} at {broker.bootstrap}; logs and state of this run: {run}")
-            kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap, "topic_prefix": f"{name}."})
-            mine = settings.model_copy(update={"kafka": kafka, "dataset": options.dataset})
-            topics = Topics(kafka.topic_prefix, kafka.partitions)
-            ensure_topics(kafka, topics.specs())
-            specs = worker_specs(
-                mine, run, bundle.path, options.experiment, clouds=options.clouds, devices=options.devices
-            )
-            with Supervisor(specs, on_event=lambda event: _tell(event, say)) as supervisor:
-                supervisor.wait_ready()
-                result = _replay_and_judge(mine, options, prepared, bundle, supervisor, console, broker.version, name)
-            if not options.keep_topics:
-                delete_topics(kafka, [spec.name for spec in topics.specs()])
-            return result
-        finally:
-            starting.cancel()
-            if starting.done() or not starting.cancelled():
-                broker.stop(STOP_BROKER_S)
+    prepared = ensure_prepared(settings, options.dataset)
+    try:
+        with BundleInTheMaking(settings, prepared, say) as making:
+            # Here and not in a thread, which a Ctrl-C could not end; a training goes on meanwhile.
+            broker.start()
+            bundle = making.result()
+        say(f"Kafka {broker.version} at {broker.bootstrap}; logs and state of this run: {run}")
+        kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap, "topic_prefix": f"{name}."})
+        mine = settings.model_copy(update={"kafka": kafka, "dataset": options.dataset})
+        topics = Topics(kafka.topic_prefix, kafka.partitions)
+        ensure_topics(kafka, topics.specs())
+        specs = worker_specs(mine, run, bundle.path, options.experiment, clouds=options.clouds, devices=options.devices)
+        with Supervisor(specs, on_event=lambda event: _tell(event, say)) as supervisor:
+            supervisor.wait_ready()
+            result = _replay_and_judge(mine, options, prepared, bundle, supervisor, console, broker.version, name)
+        if not options.keep_topics:
+            delete_topics(kafka, [spec.name for spec in topics.specs()])
+        return result
+    finally:
+        broker.stop(STOP_BROKER_S)
 
 
 def _replay_and_judge(
@@ -150,41 +141,41 @@ def _replay_and_judge(
     )
     wanted = len(live) * (1 if arm_of is not None else len(experiment.arms))
     reader = RecommendationReader(settings.kafka, topics, Outcomes(arm.name for arm in experiment.arms), accounting)
-    reader.start()
     lag = GroupLag(settings.kafka, topics.group(settings.device.group), topics)
     started: float | None = None
-    try:
-        with DemoScreen(console) as screen, KafkaSink(settings.kafka, topics, run) as sink:
+    with reader:
+        try:
+            with DemoScreen(console) as screen, KafkaSink(settings.kafka, topics, run) as sink:
 
-            def on_progress(progress: ReplayProgress) -> None:
-                nonlocal started
-                if started is None and not progress.backfilling:
-                    started = time.monotonic()
-                supervisor.check()
-                with reader.lock:
-                    screen.show(progress, reader.outcomes)
+                def on_progress(progress: ReplayProgress) -> None:
+                    nonlocal started
+                    if started is None and not progress.backfilling:
+                        started = time.monotonic()
+                    supervisor.check()
+                    with reader.lock:
+                        screen.show(progress, reader.outcomes)
 
-            Replay(
-                schedule,
-                sink,
-                pace=_pace(options.speed),
-                lag=lag,
-                max_lag=settings.replay.max_lag,
-                on_progress=on_progress,
-            ).run()
-            silent_since = time.monotonic()
-            while reader.read < wanted:
-                time.sleep(0.1)
-                supervisor.check()
-                if time.monotonic() - max(silent_since, reader.last_read) > SILENCE_S:
-                    break  # the books say what is missing
-                with reader.lock:
-                    screen.show(None, reader.outcomes)
-    finally:
-        lag.close()
-    wall_s = reader.last_read - (started or reader.last_read)
-    supervisor.stop()
-    reader.finish()
+                Replay(
+                    schedule,
+                    sink,
+                    pace=_pace(options.speed),
+                    lag=lag,
+                    max_lag=settings.replay.max_lag,
+                    on_progress=on_progress,
+                ).run()
+                silent_since = time.monotonic()
+                while reader.read < wanted:
+                    time.sleep(0.1)
+                    supervisor.check()
+                    if time.monotonic() - max(silent_since, reader.last_read) > SILENCE_S:
+                        break  # the books say what is missing
+                    with reader.lock:
+                        screen.show(None, reader.outcomes)
+        finally:
+            lag.close()
+        wall_s = reader.last_read - (started or reader.last_read)
+        supervisor.stop()
+        reader.finish()
     layout = StateLayout(bundle.manifest, len(experiment.arms), candidates=settings.cloud.candidates)
     applied = applied_exactly_once(applied_counts(settings.kafka, topics, layout), _expected_counts(schedule))
     report, notes = build_report(
@@ -207,46 +198,6 @@ def _replay_and_judge(
 
 def _expected_counts(schedule: Schedule) -> Counter[str]:
     return Counter(schedule.device_ids)
-
-
-def _find_or_train(settings: Settings, prepared: Prepared, say: Say) -> Bundle:
-    """Use the bundle of these very data, or train one in a process of its own, which gives its memory back."""
-    name = prepared.manifest.name
-
-    def found() -> Bundle | None:
-        try:
-            bundle = load_bundle(choose_bundle(settings, dataset=name), part="device")
-        except BundleError:
-            if settings.bundle:
-                raise
-            return None
-        if bundle.manifest.dataset_hash != prepared.manifest.hash:
-            if settings.bundle:
-                raise SettingsError(
-                    f"bundle {bundle.path} was trained on other data than dataset {name}",
-                    remedy="name another bundle, or leave it out: one is trained",
-                )
-            return None
-        return bundle
-
-    if bundle := found():
-        return bundle
-    say(f"training a bundle of {name}: the first time only")
-    done = subprocess.run(
-        [sys.executable, "-m", "infra", "train", "--dataset", name],
-        env=_environment(settings),
-        stdout=sys.stderr,  # stdout is the result's
-        check=False,
-    )
-    if done.returncode:
-        raise ProcessFailed(f"training a bundle of {name} ended with exit code {done.returncode}; its words are above")
-    if bundle := found():
-        return bundle
-    raise BundleError(f"training ended well and left no bundle of dataset {name} under {settings.home / 'bundles'}")
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    return {**os.environ, **as_environment(settings)}
 
 
 def _pace(speed: float | None) -> Pace:
