@@ -33,20 +33,17 @@ def up(
 
     from infra.broker import broker_for
     from infra.bundles import choose_bundle
+    from infra.experiments import choose_experiment
     from infra.launch import Supervisor, like_ctrl_c
     from infra.workers import worker_specs
     from infra.workspace import Workspace
-    from streams.errors import SettingsError
-    from streams.experiment.arms import load_experiment, parse_arms
     from streams.kafka_admin import ensure_topics
     from streams.kafka_clients import client_config
     from streams.topics import Topics
 
     context: CliContext = ctx.obj
     settings = context.settings
-    if experiment is not None and arm:
-        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
-    chosen = load_experiment(experiment) if experiment else parse_arms(arm or ["every-n:n=20"])
+    chosen = choose_experiment(experiment, arm)
     folder = choose_bundle(settings, bundle)
     workspace = Workspace(settings.home)
     clients = client_config(settings.kafka) if settings.kafka.bootstrap else None

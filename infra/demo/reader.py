@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
@@ -18,10 +19,12 @@ from streams.settings import KafkaSettings
 from streams.topics import Topics
 
 READ_TIMEOUT_S: Final = 60.0
+LET_GO_S: Final = 1.0
+"""What a reader that is not needed any more has to leave before the broker goes; a poll takes 0.2 s."""
 
 
 class RecommendationReader:
-    """Follows recommendations.v1 on a thread of its own. Only what was committed is seen.
+    """Follows recommendations.v1 on a thread of its own, between enter and exit. Only what was committed is seen.
 
     Parameters
     ----------
@@ -41,12 +44,25 @@ class RecommendationReader:
         self._partitions = [TopicPartition(topics.recommendations, number) for number in range(topics.partitions)]
         self._codec = Codec(Recommendation)
         self._stop = threading.Event()
+        self._abandoned = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="recommendation-reader", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         """Begin to read, from the beginning."""
         self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go; without a `finish` before, what is left is not read.
+
+        A consumer that outlived its broker would fill the terminal with its complaints.
+        """
+        self._abandoned = True
+        self._stop.set()
+        self._thread.join(LET_GO_S)
 
     def finish(self) -> None:
         """Read to the end as it is now, then stop.
@@ -69,9 +85,11 @@ class RecommendationReader:
                 consumer.seek_to_beginning(*self._partitions)
                 while not self._stop.is_set():
                     self._poll(consumer)
+                if self._abandoned:
+                    return
                 ends = consumer.end_offsets(self._partitions)
                 deadline = time.monotonic() + READ_TIMEOUT_S
-                while any(consumer.position(each) < end for each, end in ends.items()):
+                while not self._abandoned and any(consumer.position(each) < end for each, end in ends.items()):
                     if self._poll(consumer):
                         deadline = time.monotonic() + READ_TIMEOUT_S
                     elif time.monotonic() > deadline:

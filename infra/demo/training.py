@@ -1,0 +1,105 @@
+"""The bundle of a demo: the one of these very data, or one trained now in a process of its own.
+
+A process of its own gives its memory back, and leaves this one free to start Kafka in the meantime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from infra.bundles import choose_bundle
+from infra.workspace import as_environment
+from streams.bundle import Bundle, load_bundle
+from streams.datasets import Prepared
+from streams.errors import BundleError, ProcessFailed, SettingsError
+from streams.settings import Settings
+
+END_S: Final = 0.5
+"""A training that is cut short has nothing to bring in order: bundles appear whole or not at all."""
+
+
+class BundleInTheMaking:
+    """Finds the bundle when it is entered, or begins to train one; ends the training when it is left.
+
+    Parameters
+    ----------
+    say
+        Told when a training begins.
+    """
+
+    def __init__(self, settings: Settings, prepared: Prepared, say: Callable[[str], None]) -> None:
+        self._settings = settings.model_copy(update={"dataset": prepared.manifest.name})
+        self._prepared = prepared
+        self._say = say
+        self._found: Bundle | None = None
+        self._training: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._found = self._look()
+        if self._found is None:
+            name = self._prepared.manifest.name
+            self._say(f"training a bundle of {name}: the first time only")
+            self._training = subprocess.Popen(
+                [sys.executable, "-m", "infra", "train", "--dataset", name],
+                env={**os.environ, **as_environment(self._settings)},
+                stdout=sys.stderr,  # stdout is the result's
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        training = self._training
+        if training is None or training.poll() is not None:
+            return
+        training.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.wait(END_S)
+        training.kill()
+        training.wait()
+
+    def result(self) -> Bundle:
+        """Wait for the training, if there is one.
+
+        Raises
+        ------
+        ProcessFailed
+            It failed.
+        BundleError
+            It left no bundle.
+        """
+        if self._found is not None:
+            return self._found
+        assert self._training is not None
+        name = self._prepared.manifest.name
+        if status := self._training.wait():
+            raise ProcessFailed(f"training a bundle of {name} ended with exit code {status}; its words are above")
+        self._found = self._look()
+        if self._found is None:
+            raise BundleError(
+                f"training ended well and left no bundle of dataset {name} under {self._settings.home / 'bundles'}"
+            )
+        return self._found
+
+    def _look(self) -> Bundle | None:
+        name, settings = self._prepared.manifest.name, self._settings
+        try:
+            bundle = load_bundle(choose_bundle(settings), part="device")
+        except BundleError:
+            if settings.bundle:
+                raise
+            return None
+        if bundle.manifest.dataset_hash != self._prepared.manifest.hash:
+            if settings.bundle:
+                raise SettingsError(
+                    f"bundle {bundle.path} was trained on other data than dataset {name}",
+                    remedy="name another bundle, or leave it out: one is trained",
+                )
+            return None
+        return bundle
