@@ -17,6 +17,9 @@ ARMS = ("never", "every-n=every-n:n=20", "drift=drift:rate=0.05")
 TABLE_WIDTH = 140
 """Columns that the table of the arms needs, names of 20 letters among them."""
 
+TABLE_WIDTH = 140
+"""In a file or a log nothing needs to be squeezed."""
+
 
 def demo(
     ctx: typer.Context,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from infra.bundles import choose_bundle
+from cloud_worker.training.bundles import find_bundle
 from infra.workspace import as_environment
 from streams.bundle import Bundle, load_bundle
 from streams.datasets import Prepared
@@ -88,18 +88,14 @@ class BundleInTheMaking:
         return self._found
 
     def _look(self) -> Bundle | None:
-        name, settings = self._prepared.manifest.name, self._settings
-        try:
-            bundle = load_bundle(choose_bundle(settings), part="device")
-        except BundleError:
-            if settings.bundle:
-                raise
-            return None
-        if bundle.manifest.dataset_hash != self._prepared.manifest.hash:
-            if settings.bundle:
+        manifest, settings = self._prepared.manifest, self._settings
+        if settings.bundle:
+            given = load_bundle(settings.bundle, part="device")
+            if given.manifest.dataset_hash != manifest.hash:
                 raise SettingsError(
-                    f"bundle {bundle.path} was trained on other data than dataset {name}",
+                    f"bundle {given.path} was trained on other data than dataset {manifest.name}",
                     remedy="name another bundle, or leave it out: one is trained",
                 )
-            return None
-        return bundle
+            return given
+        path = find_bundle(settings.home, manifest.name, manifest.hash)
+        return None if path is None else load_bundle(path, part="device")
