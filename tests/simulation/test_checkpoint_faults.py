@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -22,9 +23,10 @@ from device_agent.checkpoint import STEPS, CheckpointedPartition
 from device_agent.memory import MemoryLog, MemoryStore, MemoryTopics
 from device_agent.processor import PartitionProcessor, ProcessorOptions
 from device_agent.state import digest
+from device_agent.store import Position
 from streams.bundle import Bundle
 from streams.clock import ManualClock
-from streams.errors import CheckpointFailed
+from streams.errors import CheckpointFailed, StoreError
 from streams.events import (
     Codec,
     Embedding,
@@ -260,3 +262,41 @@ def test_a_store_that_is_ahead_of_a_changelog_made_anew_is_dropped(bundle: Bundl
     assert set(made.served().values()) == {1}
     latest = {k: v for k, v in made.topics.changelog if not k.startswith(b"\x00")}
     assert made.stored() == latest
+
+
+class FullDisk(MemoryStore):
+    """A store that takes no write while the disk is full."""
+
+    full = False
+
+    def write(self, records: Iterable[tuple[bytes, bytes]], position: Position, changelog_offset: int) -> None:
+        if self.full:
+            raise StoreError("device store cannot be written: No space left on device")
+        super().write(records, position, changelog_offset)
+
+
+def test_a_full_disk_stops_nothing_and_what_it_did_not_take_is_written_later(bundle: Bundle, core: DeviceCore) -> None:
+    made = world(bundle, core, 5)
+    calm = world(bundle, core, 5)
+    asyncio.run(calm.run(Random(0), kills=0, wipes=False))
+    made.store = disk = FullDisk()
+
+    async def scene() -> None:
+        partition = made.partition()
+        await partition.open()
+        for start in range(0, EVENTS, 10):
+            disk.full = 20 <= start < 90
+            partition.processor.interactions(made.interactions[start : start + 10])
+            partition.processor.embeddings(made.embeddings[partition.processor.position.embeddings :])
+            await partition.checkpoint()
+            made.answer_requests()
+            if start == 80:
+                assert disk.position().interactions == 20, "the store is behind, never ahead"
+                assert partition.committed.interactions == 90, "and the changelog goes on"
+        assert partition._metrics.store_failures._value.get() == 7
+
+    asyncio.run(scene())
+    assert set(made.served().values()) == {1}
+    assert len(made.served()) == EVENTS * len(EXPERIMENT.arms)
+    assert made.stored() == {k: v for k, v in made.topics.changelog if not k.startswith(b"\x00")}
+    assert made.digests() == calm.digests()
