@@ -76,3 +76,14 @@ def shared_data() -> Path:
     if not place.is_dir():
         pytest.skip(f"{place} is not here; set DRIFTLINE_DATA to a folder with the datasets")
     return place
+
+
+@pytest.fixture(scope="session")
+def encoder_exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The offline text encoder as an ONNX graph: a worker loads it in a second, sentence-transformers needs ten."""
+    from cloud_worker.encoder import make_encoder
+    from streams.settings import CloudSettings
+
+    home = tmp_path_factory.mktemp("encoder")
+    make_encoder(CloudSettings(encoder="onnx"), home)
+    return home / "onnx"
