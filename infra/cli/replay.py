@@ -77,7 +77,7 @@ def replay(
     # A name made just now cannot be in the topic.
     sent = sent_rows(settings.kafka, topics, schedule) if replay_id else set()
     allowed = settings.replay.max_lag if max_lag is None else max_lag
-    lag = GroupLag(settings.kafka, topics.group(settings.device.group), topics) if allowed else None
+    lag = GroupLag(settings.kafka, topics.group(settings.device.group), topics.interactions) if allowed else None
     try:
         with (
             KafkaSink(settings.kafka, topics, plan.replay_id) as sink,

@@ -46,6 +46,9 @@ from streams.topics import Topics
 RATE: Final = 250.0
 """Events a second where no speed is given: slow enough for two cores to answer refresh requests while the session
 they belong to is still going on."""
+CLOUD_BEHIND: Final = 12
+"""Refresh requests (and the markers of the transactions that brought them) that may wait before the replay does: on a
+slow machine the demo takes longer, rather than show embeddings that come when their session is over."""
 SILENCE_S: Final = 120.0
 """A pipeline from which nothing comes for so long is not going on; restarts and broker pauses take less."""
 STOP_BROKER_S: Final = 1.5
@@ -141,7 +144,15 @@ def _replay_and_judge(
     )
     wanted = len(live) * (1 if arm_of is not None else len(experiment.arms))
     reader = RecommendationReader(settings.kafka, topics, Outcomes(arm.name for arm in experiment.arms), accounting)
-    lag = GroupLag(settings.kafka, topics.group(settings.device.group), topics)
+    devices = GroupLag(settings.kafka, topics.group(settings.device.group), topics.interactions)
+    cloud = GroupLag(settings.kafka, topics.group(settings.cloud.group), topics.refresh_requests)
+    at_own_pace = options.speed is None
+
+    def lag() -> int:
+        """The devices' lag; at the demo's own pace a cloud that is behind holds the replay as well."""
+        behind = devices()
+        return settings.replay.max_lag + 1 if at_own_pace and cloud() > CLOUD_BEHIND else behind
+
     started: float | None = None
     with reader:
         try:

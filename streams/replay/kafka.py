@@ -107,16 +107,16 @@ class KafkaSink:
 
 
 class GroupLag:
-    """Events of the interactions topic that a consumer group has not committed, really asked five times a second.
+    """Records of a topic that a consumer group has not committed, really asked five times a second.
 
     Between two answers what was sent since is not counted: at full speed a few thousand events may be on top. While
     the broker does not answer, the last answer stands.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, group: str, topics: Topics, *, monotonic: Callable[[], float] = time.monotonic
+        self, kafka: KafkaSettings, group: str, topic: str, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._probe = LagProbe(kafka, group, topics.interactions)
+        self._probe = LagProbe(kafka, group, topic)
         self._monotonic = monotonic
         self._asked: float | None = None
         self._answer = 0

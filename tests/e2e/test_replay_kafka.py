@@ -202,7 +202,7 @@ def test_it_waits_for_consumers_that_are_behind(stage: Stage) -> None:
     schedule = make_schedule(stage.dataset(3_000), ReplayPlan("slow"), 3)
     group = f"{stage.topics.prefix}devices"
     paused = threading.Event()
-    lag = GroupLag(stage.kafka, group, stage.topics)
+    lag = GroupLag(stage.kafka, group, stage.topics.interactions)
     reports = []
 
     def run() -> None:
