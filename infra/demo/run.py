@@ -183,7 +183,8 @@ def _replay_and_judge(
                     with reader.lock:
                         screen.show(None, reader.outcomes)
         finally:
-            lag.close()
+            devices.close()
+            cloud.close()
         wall_s = reader.last_read - (started or reader.last_read)
         supervisor.stop()
         reader.finish()
