@@ -19,7 +19,7 @@ from tests.command import EACH, TINY, USERS, Command
 from tests.e2e.conftest import FirstDemo
 from tests.pipeline import wait_for
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1200)]  # the first of them waits for a training
 
 KEYS = [
     "kafka_version", "dataset", "events", "devices", "wall_s", "events_per_s", "lost", "repeated", "double_applied",
