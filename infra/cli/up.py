@@ -31,6 +31,7 @@ def up(
     """
     import threading
 
+    from cloud_worker.training.bundles import read_manifest
     from infra.broker import broker_for
     from infra.bundles import choose_bundle
     from infra.experiments import choose_experiment
@@ -45,6 +46,8 @@ def up(
     settings = context.settings
     chosen = choose_experiment(experiment, arm)
     folder = choose_bundle(settings, bundle)
+    manifest = read_manifest(folder)
+    dataset = manifest.dataset if manifest else settings.dataset  # other events would be of items it does not know
     workspace = Workspace(settings.home)
     clients = client_config(settings.kafka) if settings.kafka.bootstrap else None
     broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=typer.echo, clients=clients)
@@ -58,7 +61,7 @@ def up(
             with Supervisor(specs, on_event=lambda event: typer.echo(event.message)) as supervisor:
                 supervisor.wait_ready()
                 typer.echo(f"Kafka {broker.version} at {broker.bootstrap}; feed it with")
-                typer.echo(f"  driftline replay --bootstrap {broker.bootstrap} --from test --rate 250")
+                typer.echo(f"  driftline replay {dataset} --bootstrap {broker.bootstrap} --from test --rate 250")
                 for status in supervisor.statuses:
                     typer.echo(f"  {status.name}: {status.url}/metrics, log {status.log_file}")
                 supervisor.run_until(threading.Event())
