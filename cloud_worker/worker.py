@@ -51,7 +51,7 @@ BROKER_FAILURES: Final = 5
 the producer is beyond repair, and a new process gets a new one."""
 STUCK_AFTER_S: Final = 240.0
 """A turn that takes longer is not alive; less than the interval after which the group would expel us."""
-STOP_GRACE_S: Final = 4.5
+STOP_GRACE_S: Final = 3.0
 """A batch that a stop finds under way may take so long; then it is left to the next worker."""
 
 
@@ -106,7 +106,7 @@ class CloudWorker:
         BrokerError
             The broker refuses for good, or the producer is beyond repair.
         """
-        failures = 0
+        failures = refusals = 0
         while not self._stop.is_set():
             self._turned_at = self._clock.monotonic()
             batch = self._consumer.poll_batch(self._max_batch, POLL_S, self._linger_ms)
@@ -119,14 +119,15 @@ class CloudWorker:
                 self._producer.flush_or_raise()
             except (EncoderError, BrokerError) as exc:
                 failures += 1
+                refusals = refusals + 1 if isinstance(exc, BrokerError) else 0
                 self._trouble = str(exc)
-                if isinstance(exc, BrokerError) and failures >= BROKER_FAILURES:
+                if refusals >= BROKER_FAILURES:
                     raise
                 log.warning("a batch failed and is taken again", requests=len(batch), failures=failures, cause=str(exc))
                 self._consumer.rewind(batch)
                 self._stop.wait(min(FIRST_WAIT_S * 2.0 ** (failures - 1), LONGEST_WAIT_S))
                 continue
-            failures = 0
+            failures = refusals = 0
             self._trouble = ""
             self._consumer.commit(batch)
             count(self._metrics, outcome)

@@ -17,7 +17,8 @@ class RecordCache:
     Parameters
     ----------
     capacity
-        Records kept after a checkpoint; between two checkpoints there may be more.
+        Most records kept after a checkpoint; when there are more, the half that was read last stays. Between two
+        checkpoints there may be any number.
     """
 
     def __init__(self, layout: StateLayout, store: Store, capacity: int) -> None:
@@ -72,12 +73,13 @@ class RecordCache:
         self._unsaved.clear()
         if len(self._keys) <= self._capacity:
             return
-        kept = sorted(self._dirty)
-        kept_keys = [self._keys[row] for row in kept]
-        self._records = np.concatenate([self._records[kept], self._layout.new(min(self._capacity, 256))])
-        self._keys = kept_keys
-        self._rows = {key: row for row, key in enumerate(kept_keys)}
-        self._dirty = set(range(len(kept)))
+        # those read last stay, and those that changed since
+        kept = sorted(self._dirty.union(range(len(self._keys) - self._capacity // 2, len(self._keys))))
+        records = self._layout.take(self._records, np.array(kept, np.intp))
+        self._records = np.concatenate([records, self._layout.new(min(self._capacity, 256))])
+        self._keys = [self._keys[row] for row in kept]
+        self._rows = {key: row for row, key in enumerate(self._keys)}
+        self._dirty = {place for place, row in enumerate(kept) if row in self._dirty}
 
     def _load(self, keys: list[bytes]) -> None:
         start, end = len(self._keys), len(self._keys) + len(keys)

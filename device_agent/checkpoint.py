@@ -16,9 +16,9 @@ A checkpoint
     5. *stored*: the store gets the same records and the position, in one transaction of its own.
     6. The group's offset is committed, some time later (`DeviceHost.positions`). It is only a hint.
 
-A crash before 4 leaves nothing behind: the inputs are read again and give the same outputs. A crash after 4 leaves a
-store that lacks a tail, which step 2 of opening brings. When the outcome of 4 is unknown (`CheckpointFailed`) the
-process must end and start again: the changelog knows.
+A crash before 4 leaves nothing behind: the inputs are read and applied again, and what follows from interactions
+alone comes out the same. A crash after 4 leaves a store that lacks a tail, which step 2 of opening brings. When the
+outcome of 4 is unknown (`CheckpointFailed`) the process must end and start again: the changelog knows.
 """
 
 from __future__ import annotations
@@ -168,13 +168,17 @@ class CheckpointedPartition:
                 return False
             started = self._clock.monotonic()
             taken = self.processor.take()
-            self._on_step("taken")
-            await self._log.begin()
-            await self._log.send_outputs(taken.outputs)
-            self._on_step("outputs-sent")
-            await self._log.send_changelog([*taken.changed, (POSITION_KEY, msgspec.msgpack.encode(taken.position))])
-            self._on_step("changelog-sent")
-            self._changelog_offset = await self._log.commit()
+            try:
+                self._on_step("taken")
+                await self._log.begin()
+                await self._log.send_outputs(taken.outputs)
+                self._on_step("outputs-sent")
+                await self._log.send_changelog([*taken.changed, (POSITION_KEY, msgspec.msgpack.encode(taken.position))])
+                self._on_step("changelog-sent")
+                self._changelog_offset = await self._log.commit()
+            except BaseException:
+                self._open = False  # what was taken is gone: a later checkpoint would pass it over
+                raise
             self.committed = taken.position
             self._on_step("committed")
             self._save(taken.changed)
@@ -192,11 +196,16 @@ class CheckpointedPartition:
         async with self._lock:
             if self._open:
                 self._open = False
-                await self._log.close()
                 try:
-                    self._store.close()
-                except StoreError as exc:
-                    self._logger.warning("store not closed cleanly", error=str(exc))
+                    await self._log.close()
+                finally:
+                    self._close_store()
+
+    def _close_store(self) -> None:
+        try:
+            self._store.close()
+        except StoreError as exc:
+            self._logger.warning("store not closed cleanly", error=str(exc))
 
     def _save(self, changed: ChangelogRecords) -> None:
         """Copy into the store. A full disk must not stop the stream: the changelog has it, we keep it and try again."""

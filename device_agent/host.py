@@ -107,10 +107,15 @@ class DeviceHost:
                 CheckpointFailed(f"{topic}[{partition}]: records before offset {after} were never delivered")
             )
             return
-        if topic == self.topics.interactions:
-            owned.processor.interactions(records)
-        else:
-            owned.processor.embeddings(records)
+        try:
+            if topic == self.topics.interactions:
+                owned.processor.interactions(records)
+            else:
+                owned.processor.embeddings(records)
+        except Exception as exc:  # noqa: BLE001 - half a batch may be applied: only the last checkpoint is to be trusted
+            self._log.error("a batch could not be applied", topic=topic, partition=partition, exc_info=True)
+            self._on_failure(CheckpointFailed(f"{topic}[{partition}]: a batch could not be applied: {exc!r}"))
+            return
         if owned.processor.requests_waiting:
             self._wake.set()
         applied = owned.processor.position.interactions - owned.committed.interactions

@@ -54,8 +54,9 @@ class KafkaLog:
             linger_ms=0,
             max_batch_size=MAX_BATCH_BYTES,
         )
-        self._sent: list[asyncio.Future[Any]] = []
-        self._last_changelog: asyncio.Future[Any] | None = None
+        self._sent: list[tuple[asyncio.Future[Any], int]] = []
+        self._last_changelog: tuple[asyncio.Future[Any], int] | None = None
+        """The last batch of changelog records, and how many it holds."""
 
     async def open(self) -> None:
         """Start the producer: the coordinator fences the former owner and aborts what it had open.
@@ -87,8 +88,8 @@ class KafkaLog:
             max_poll_records=RESTORE_BATCH,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
-        await consumer.start()
         try:
+            await consumer.start()
             consumer.assign([topic])
             end = (await consumer.end_offsets([topic]))[topic]
             if start > end:
@@ -127,7 +128,8 @@ class KafkaLog:
         await self._attempt(self._producer.commit_transaction())
         if self._last_changelog is None:
             raise CheckpointFailed(f"partition {self._partition}: a checkpoint without a position was committed")
-        return int((await self._last_changelog).offset) + 1
+        batch, records = self._last_changelog
+        return int((await batch).offset) + records  # a batch's offset is that of its first record
 
     async def close(self) -> None:
         """Stop the producer."""
@@ -146,7 +148,8 @@ class KafkaLog:
             await self._flush(batch, topic)
 
     async def _flush(self, batch: Any, topic: str) -> None:
-        self._sent.append(await self._attempt(self._producer.send_batch(batch, topic, partition=self._partition)))
+        sent = await self._attempt(self._producer.send_batch(batch, topic, partition=self._partition))
+        self._sent.append((sent, batch.record_count()))
 
     async def _attempt(self, call: Any) -> Any:
         try:

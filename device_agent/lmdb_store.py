@@ -65,7 +65,12 @@ class LmdbStore:
         self.dropped = opened is not None and opened != _CLOSED and (not boot or opened != self._boot)
         if self.dropped:
             self.clear()
+        self._mark_open()
+
+    def _mark_open(self) -> None:
+        """Say durably that the files are in use: after a power loss an older mark of a clean close must not stand."""
         self._put([(_OPENED, self._boot or b"unknown")])
+        self._env.sync(True)
 
     def _open(self) -> lmdb.Environment:
         try:
@@ -133,7 +138,7 @@ class LmdbStore:
         self._env.close()
         shutil.rmtree(self.path)
         self._env = self._open()
-        self._put([(_OPENED, self._boot or b"unknown")])
+        self._mark_open()
 
     def close(self) -> None:
         """Make everything durable, then leave the mark of a clean close."""

@@ -46,6 +46,8 @@ from streams.topics import Topics
 
 MAX_DEVICE_ID_BYTES: Final = 400
 """LMDB keys end at 511 bytes."""
+LARGEST_NUMBER: Final = 1 << 53
+"""Counts and times beyond it are no counts and times, and would not fit into a record."""
 MAX_WAVE: Final = 512
 """Events stepped at once: bounds the memory of a step and the time for which the event loop waits."""
 
@@ -105,7 +107,7 @@ class PartitionProcessor:
     ) -> None:
         self.partition = partition
         self.cache = RecordCache(core.layout, store, options.cache_devices)
-        self.fingerprint = fingerprint(bundle, experiment)
+        self.fingerprint = fingerprint(bundle, experiment, core.layout.candidates)
         self.requests_waiting = False
         """A refresh request is among the outputs: it becomes visible only with the next checkpoint."""
         self._core = core
@@ -131,11 +133,6 @@ class PartitionProcessor:
     def position(self) -> Position:
         """Next offset of each input."""
         return self._position
-
-    @property
-    def waiting_outputs(self) -> int:
-        """Outputs collected since the last checkpoint."""
-        return len(self._outputs)
 
     def start_at(self, position: Position) -> None:
         """Go on from a restored position."""
@@ -371,6 +368,9 @@ class PartitionProcessor:
             raise RecordError(
                 f"embedding for arm {embedding.arm!r}, which this worker does not run", reason="unknown-arm"
             )
+        numbers = (embedding.as_of, embedding.event_time_ms, embedding.requested_at_ms)
+        if not all(0 <= number < LARGEST_NUMBER for number in numbers):
+            raise RecordError(f"embedding with an as_of or a time out of range: {numbers}", reason="bad-number")
         try:
             vector, candidates = unpack_vector(embedding.vector), unpack_items(embedding.candidates)
         except ValueError as exc:
@@ -401,9 +401,10 @@ class PartitionProcessor:
         )
 
 
-def fingerprint(bundle: Bundle, experiment: Experiment) -> str:
-    """What a device record depends on: other bundles or arms cannot read it."""
-    return " ".join([bundle.id, experiment.design, *(arm.flag() for arm in experiment.arms)])
+def fingerprint(bundle: Bundle, experiment: Experiment, candidates: int) -> str:
+    """What a device record depends on: with another bundle, other arms or another split it means something else."""
+    design = f"split:{experiment.salt}" if experiment.design == "split" else experiment.design
+    return " ".join([bundle.id, design, f"candidates={candidates}", *(arm.flag() for arm in experiment.arms)])
 
 
 def _checked_key(device_id: str, found: bytes | None = None, wanted: bytes | None = None) -> bytes:

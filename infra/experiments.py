@@ -7,13 +7,19 @@ from pathlib import Path
 
 from device_agent.policies.registry import build_policy
 from streams.errors import SettingsError
-from streams.experiment.arms import Experiment, load_experiment, parse_arms
+from streams.experiment.arms import Experiment, as_design, load_experiment, parse_arms
 
 DEFAULT_ARMS = ("every-n:n=20",)
 
 
 def choose_experiment(
-    file: Path | None, arms: Sequence[str] | None, default: Sequence[str] = DEFAULT_ARMS, *, name: str = "adhoc"
+    file: Path | None,
+    arms: Sequence[str] | None,
+    default: Sequence[str] = DEFAULT_ARMS,
+    *,
+    name: str = "adhoc",
+    design: str = "paired",
+    salt: str = "",
 ) -> Experiment:
     """The experiment of --experiment or --arm, its policies built once to see that they can be.
 
@@ -27,7 +33,10 @@ def choose_experiment(
     """
     if file is not None and arms:
         raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
-    experiment = load_experiment(file) if file is not None else parse_arms(arms or default, name=name)
+    if file is not None:
+        experiment = load_experiment(file)
+    else:
+        experiment = parse_arms(arms or default, name=name, design=as_design(design, "--design"), salt=salt)
     for arm in experiment.arms:
         build_policy(arm)
     return experiment

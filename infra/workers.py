@@ -48,6 +48,7 @@ def _spec(
         argv=(sys.executable, "-m", "infra", *command, "--status-file", str(status.absolute())),
         log_file=run / f"{name}.log",
         status_file=status,
-        env=as_environment(settings) | (env or {}),
+        # a port of its own for each: one that is set is one worker's
+        env=as_environment(settings) | {"DRIFTLINE_HTTP__PORT": "0"} | (env or {}),
         ready_timeout_s=120.0,
     )

@@ -34,18 +34,17 @@ def new_run_name(kind: str) -> str:
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """Every setting that is not the default, as the variables that give a child process the same settings."""
+    """Every setting as the variable that gives it to a child process, whatever stands in its file or environment."""
     variables: dict[str, str] = {}
 
-    def walk(model: BaseModel, default: BaseModel, front: str) -> None:
+    def walk(model: BaseModel, front: str) -> None:
         for name in type(model).model_fields:
-            value, usual = getattr(model, name), getattr(default, name)
+            value = getattr(model, name)
             if isinstance(value, BaseModel):
-                walk(value, usual, f"{front}{name.upper()}__")
-            elif value != usual:
+                walk(value, f"{front}{name.upper()}__")
+            elif value is not None:
                 plain = value.get_secret_value() if isinstance(value, SecretStr) else value
                 variables[f"{front}{name.upper()}"] = str(plain.absolute() if isinstance(plain, Path) else plain)
 
-    walk(settings, Settings.model_construct(), ENV_PREFIX)
-    variables[f"{ENV_PREFIX}HOME"] = str(settings.home.absolute())
+    walk(settings, ENV_PREFIX)
     return variables

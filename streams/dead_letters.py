@@ -15,6 +15,10 @@ OFFSET: Final = "dlq.offset"
 REASON: Final = "dlq.reason"
 ERROR: Final = "dlq.error"
 
+TRUNCATED: Final = "dlq.truncated"
+MAX_VALUE_BYTES: Final = 512 * 1024
+"""A dead letter must fit into Kafka's default message size with its headers: one that did not would hold up its
+partition for good. The original is still in its own topic, at the offset that the headers name."""
 MAX_ERROR_CHARS: Final = 1000
 """An error may quote the record; the header must not grow with it."""
 
@@ -44,9 +48,9 @@ def dead_letter(
     -------
     OutgoingRecord
         With the headers dlq.topic, dlq.partition, dlq.offset, dlq.reason (a short word, the label of the metric) and
-        dlq.error (a sentence) added.
+        dlq.error (a sentence) added; where the value was cut to `MAX_VALUE_BYTES`, dlq.truncated (its length).
     """
-    mine = (TOPIC, PARTITION, OFFSET, REASON, ERROR)
+    mine = (TOPIC, PARTITION, OFFSET, REASON, ERROR, TRUNCATED)
     kept = [(name, content or b"") for name, content in headers or () if name not in mine]
     added = [
         (TOPIC, topic.encode()),
@@ -55,6 +59,9 @@ def dead_letter(
         (REASON, error.reason.encode()),
         (ERROR, str(error)[:MAX_ERROR_CHARS].encode("utf-8", "replace")),
     ]
+    if value is not None and len(value) > MAX_VALUE_BYTES:
+        added.append((TRUNCATED, str(len(value)).encode()))
+        value = value[:MAX_VALUE_BYTES]
     return OutgoingRecord(
         topic=Topics.dead_letters(topic),
         key=key,

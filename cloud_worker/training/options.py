@@ -77,7 +77,7 @@ class TrainOptions:
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
     d: int = 128
-    profile_items: int = 10
+    profile_items: int = 6
     window: int = 50
     recency_decay: float = 0.8
     retrain: bool = True

@@ -17,9 +17,6 @@ ARMS = ("never", "every-n=every-n:n=20", "drift=drift:rate=0.05")
 TABLE_WIDTH = 140
 """Columns that the table of the arms needs, names of 20 letters among them."""
 
-TABLE_WIDTH = 140
-"""In a file or a log nothing needs to be squeezed."""
-
 
 def demo(
     ctx: typer.Context,
@@ -30,8 +27,11 @@ def demo(
         typer.Option(metavar="SPEC", help=f"An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat. Default: {', '.join(ARMS)}."),
     ] = None,
     experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    design: Annotated[
+        str, typer.Option(help="paired: each device runs all arms. split: each device has one. Of arms by flag.")
+    ] = "paired",
     speed: Annotated[
-        str | None, typer.Option(metavar="K|max", help="Event time passes K times as fast as wall time. [250 events/s]")
+        str | None, typer.Option(metavar="K|max", help="Event time passes K times as fast as wall time. [200 events/s]")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, max=64, help="Device workers.")] = 2,
     clouds: Annotated[int, typer.Option(min=1, max=64, help="Cloud workers.")] = 1,
@@ -50,7 +50,7 @@ def demo(
     settings = context.settings
     options = DemoOptions(
         dataset=dataset or settings.dataset,
-        experiment=choose_experiment(experiment, arm, ARMS, name="demo"),
+        experiment=choose_experiment(experiment, arm, ARMS, name="demo", design=design, salt="demo"),
         events=events,
         speed=_speed(speed),
         devices=devices,

@@ -36,19 +36,12 @@ def device(
     """Run a device worker: it applies interactions, serves, scores staleness, asks for refreshes."""
     from device_agent.worker import WorkerOptions, run_device_worker
     from infra.bundles import choose_bundle
-    from streams.errors import SettingsError
-    from streams.experiment.arms import as_design, load_experiment, parse_arms
+    from infra.experiments import choose_experiment
     from streams.log import configure_logging
 
     context: CliContext = ctx.obj
     settings = context.settings
-    if experiment is not None and arm:
-        raise SettingsError("arms are given by --experiment and by --arm", remedy="use one of them")
-    chosen = (
-        load_experiment(experiment)
-        if experiment is not None
-        else parse_arms(arm or ["every-n:n=20"], design=as_design(design, "--design"), salt=salt)
-    )
+    chosen = choose_experiment(experiment, arm, design=design, salt=salt)
     configure_logging(settings.log_level, status_file.stem if status_file else "device")
     options = WorkerOptions(
         bundle=choose_bundle(settings, bundle),

@@ -64,6 +64,17 @@ class RecommendationReader:
         self._stop.set()
         self._thread.join(LET_GO_S)
 
+    def check(self) -> None:
+        """Raise what ended the reading, if anything did.
+
+        Raises
+        ------
+        BrokerError
+            The topic could not be read.
+        """
+        if self._failure is not None:
+            raise self._failure
+
     def finish(self) -> None:
         """Read to the end as it is now, then stop.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from infra.workers import worker_specs
 from infra.workspace import Workspace, new_run_name
 from streams.bundle import Bundle
 from streams.datasets import Prepared, ensure_prepared
+from streams.errors import BrokerError, DriftlineError
 from streams.experiment.accounting import Accounting, applied_exactly_once
 from streams.experiment.arms import Experiment
 from streams.experiment.outcomes import Outcomes
@@ -43,12 +45,12 @@ from streams.replay import (
 from streams.settings import Settings
 from streams.topics import Topics
 
-RATE: Final = 250.0
+RATE: Final = 200.0
 """Events a second where no speed is given: slow enough for two cores to answer refresh requests while the session
 they belong to is still going on."""
 CLOUD_BEHIND: Final = 12
-"""Refresh requests (and the markers of the transactions that brought them) that may wait before the replay does: on a
-slow machine the demo takes longer, rather than show embeddings that come when their session is over."""
+"""Refresh requests that may wait before the replay does: on a slow machine the demo takes longer, rather than show
+embeddings that come when their session is over."""
 SILENCE_S: Final = 120.0
 """A pipeline from which nothing comes for so long is not going on; restarts and broker pauses take less."""
 STOP_BROKER_S: Final = 1.5
@@ -117,6 +119,12 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
         if not options.keep_topics:
             delete_topics(kafka, [spec.name for spec in topics.specs()])
         return result
+    except BaseException:
+        # On our own broker a run that failed may be looked into; on somebody's cluster it leaves nothing behind.
+        if settings.kafka.bootstrap and not options.keep_topics:
+            with contextlib.suppress(DriftlineError):
+                delete_topics(settings.kafka, [spec.name for spec in Topics(f"{name}.").specs()])
+        raise
     finally:
         broker.stop(STOP_BROKER_S)
 
@@ -147,13 +155,15 @@ def _replay_and_judge(
     devices = GroupLag(settings.kafka, topics.group(settings.device.group), topics.interactions)
     cloud = GroupLag(settings.kafka, topics.group(settings.cloud.group), topics.refresh_requests)
     at_own_pace = options.speed is None
+    waiting = CLOUD_BEHIND + topics.partitions  # each partition's last transaction ends in a marker that is never read
 
     def lag() -> int:
         """The devices' lag; at the demo's own pace a cloud that is behind holds the replay as well."""
         behind = devices()
-        return settings.replay.max_lag + 1 if at_own_pace and cloud() > CLOUD_BEHIND else behind
+        return max(behind, settings.replay.max_lag + 1) if at_own_pace and cloud() > waiting else behind
 
     started: float | None = None
+    entered = time.monotonic()
     with reader:
         try:
             with DemoScreen(console) as screen, KafkaSink(settings.kafka, topics, run) as sink:
@@ -163,6 +173,13 @@ def _replay_and_judge(
                     if started is None and not progress.backfilling:
                         started = time.monotonic()
                     supervisor.check()
+                    reader.check()
+                    stuck = progress.paused and not progress.backfilling
+                    if stuck and time.monotonic() - max(entered, reader.last_read) > SILENCE_S:
+                        raise BrokerError(
+                            f"nothing was served for {SILENCE_S:g} s while the replay waits for the workers",
+                            remedy=f"look into their logs under {settings.home / 'runs' / run}",
+                        )
                     with reader.lock:
                         screen.show(progress, reader.outcomes)
 
@@ -178,6 +195,7 @@ def _replay_and_judge(
                 while reader.read < wanted:
                     time.sleep(0.1)
                     supervisor.check()
+                    reader.check()
                     if time.monotonic() - max(silent_since, reader.last_read) > SILENCE_S:
                         break  # the books say what is missing
                     with reader.lock:

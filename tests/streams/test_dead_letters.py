@@ -50,3 +50,12 @@ def test_headers_that_clients_cannot_send_are_made_sendable():
     assert all(isinstance(name, str) and isinstance(content, bytes) for name, content in letter.headers)
     assert len(dict(letter.headers)["dlq.error"].decode()) <= MAX_ERROR_CHARS
     assert dead_letter("t", 0, 0, b"k", b"v", [], UndecodableRecord("\udcff")).headers[-1] == ("dlq.error", b"?")
+
+
+def test_a_value_too_large_for_a_message_is_cut_and_says_how_long_it_was() -> None:
+    from streams.dead_letters import MAX_VALUE_BYTES, TRUNCATED, dead_letter
+    from streams.errors import UndecodableRecord
+
+    letter = dead_letter("t", 0, 7, b"k", b"x" * (MAX_VALUE_BYTES + 1), [], UndecodableRecord("no"))
+    assert letter.value == b"x" * MAX_VALUE_BYTES
+    assert dict(letter.headers)[TRUNCATED] == str(MAX_VALUE_BYTES + 1).encode()
