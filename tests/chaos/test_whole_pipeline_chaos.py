@@ -83,7 +83,8 @@ class Run:
         self.supervisor.kill(name)
         if with_files:
             self.supervisor.remove(name)
-            rmtree(self.made.directory / "state" / name)
+            own = Path("home", "embedding-cache") if name.startswith("cloud") else Path("state", name)
+            rmtree(self.made.directory / own)
             self.supervisor.add(self.specs[name])
 
     def embeddings(self) -> list[Embedding]:
