@@ -11,6 +11,8 @@ from device_agent.policies.base import BasePolicy, Bools, Floats, Signals
 from device_agent.staleness import COS_RECENT
 
 _OFFSET: Final = 0  # in scratch: how far the device's threshold has moved from `start`
+_BALANCE: Final = 1  # in scratch: tokens beyond the one that a device begins with
+_BURST: Final = 3.0  # tokens at most
 _LARGEST: Final = 2.0  # of 1 - cos
 
 
@@ -24,7 +26,9 @@ class Drift(BasePolicy, frozen=True):
 
     where *asked* is 1 if a request left (a wish during a request under way does not count). This is stochastic
     approximation of a quantile (Robbins and Monro 1951) with a constant step, so that it follows a user who changes.
-    While the clip is not touched, T interactions have ask-rate within |θ_T - θ_0| / (step · T) of ``rate``.
+    It begins at ``start``, which may be far from where a short history would end; so a token bucket holds it: ``rate``
+    tokens come in with each such interaction, a request takes one, a device begins with one and saves up to three. T
+    interactions never ask more than 1 + rate · T times.
     """
 
     threshold: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
@@ -46,9 +50,13 @@ class Drift(BasePolicy, frozen=True):
         score = np.float32(1) - signals.phi[:, COS_RECENT]
         if self.threshold is not None:
             return (score >= np.float32(self.threshold)) & signals.has_embedding, score
-        offset = scratch[:, _OFFSET]
-        due = (score >= offset + np.float32(self.start)) & signals.has_embedding
-        moved = offset + np.float32(self.step) * ((due & ~signals.in_flight) - np.float32(self.rate or 0))
+        rate = np.float32(self.rate or 0)
+        offset, balance = scratch[:, _OFFSET], scratch[:, _BALANCE]
+        due = (score >= offset + np.float32(self.start)) & (balance >= 0) & signals.has_embedding
+        asked = due & ~signals.in_flight
+        moved = offset + np.float32(self.step) * (asked - rate)
         np.clip(moved, -self.start, _LARGEST - self.start, out=moved)
         offset[...] = np.where(signals.has_embedding, moved, offset)
+        left = np.minimum(balance + rate - asked, np.float32(_BURST - 1))
+        balance[...] = np.where(signals.has_embedding, left, balance)
         return due, score

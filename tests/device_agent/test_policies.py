@@ -117,6 +117,15 @@ def test_drift_does_not_count_wishes_that_were_not_heard():
     assert heard[0, 0] > 0 > unheard[0, 0]
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_drift_with_a_rate_never_spends_more_than_its_rate_however_far_the_user_went(rate):
+    policy, scratch = build_policy(ArmSpec("d", "drift", {"rate": rate})), np.zeros((1, 8), np.float32)
+    asked = 0
+    for step in range(1, 201):
+        asked += int(policy.decide(signals(cos_recent=-1.0), scratch).request.sum())
+        assert asked <= 1 + rate * step + 1e-3
+
+
 def test_random_is_the_same_in_every_batch_and_has_its_rate():
     hashes = np.random.default_rng(0).integers(1, 2**63, 20_000)
     together = decide("random:p=0.2,seed=4", signals(20_000, event_hash=hashes)).request
