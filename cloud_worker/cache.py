@@ -27,9 +27,9 @@ from typing import Any, Final
 import lmdb
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from cloud_worker.encoder.base import EncodedBatch, Encoder
+from streams.boot import boot_id
 from streams.errors import StoreError
 from streams.log import get_logger
 
@@ -40,7 +40,6 @@ ROOM: Final = 1.25
 _PAGE: Final = 4096
 _TAIL: Final = struct.Struct("<II")  # tokens, CRC-32 of everything before
 _PREFIX: Final = "g"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 log = get_logger(__name__)
 
@@ -62,7 +61,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder = folder / _boot_id()
+        self._folder = folder / boot_id()
         self._half = max(int(max_bytes / 2), 64 * _PAGE)
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -272,14 +271,6 @@ def _used(environment: Any) -> int:
     """Bytes of the file that hold something."""
     info = environment.info()
     return int((info["last_pgno"] + 1) * _PAGE)
-
-
-def _boot_id() -> str:
-    """Changes when the machine starts anew; where the kernel does not tell, its start time does."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return f"boot-{int(psutil.boot_time())}"
 
 
 def _number(path: Path) -> int | None:

@@ -25,15 +25,6 @@ _POSITION: Final = b"\x00position"
 _CHANGELOG: Final = b"\x00changelog"
 _OPENED: Final = b"\x00opened-in-boot"
 _CLOSED: Final = b"closed"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """Something that changes when the machine starts anew; empty where that cannot be told."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 class LmdbStore:
@@ -47,7 +38,7 @@ class LmdbStore:
         Bytes of address space. Choose it large at once: it is reserved, not used, and growing it while another process
         is attached corrupts.
     boot
-        Identity of the running system, see `boot_id`.
+        Identity of the running system, see `streams.boot`.
 
     Raises
     ------
@@ -62,7 +53,7 @@ class LmdbStore:
         self._env = self._open()
         with self._env.begin() as txn:
             opened = txn.get(_OPENED)
-        self.dropped = opened is not None and opened != _CLOSED and (not boot or opened != self._boot)
+        self.dropped = opened not in (None, _CLOSED, self._boot)
         if self.dropped:
             self.clear()
         self._mark_open()

@@ -20,8 +20,9 @@ from device_agent.agent import DeviceCore
 from device_agent.checkpoint import CheckpointedPartition
 from device_agent.host import DeviceHost
 from device_agent.kafka_log import KafkaLog
-from device_agent.lmdb_store import LmdbStore, boot_id
+from device_agent.lmdb_store import LmdbStore
 from device_agent.processor import PartitionProcessor, ProcessorOptions
+from streams.boot import boot_id
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
 from streams.errors import EXIT_RESTART, CheckpointFailed

@@ -34,7 +34,7 @@ class Interaction(Versioned, frozen=True, gc=False):
     """One event of one user; a user has one device. Topic interactions.v1, key device_id."""
 
     event_id: str
-    """Unique in its stream; a second record with the same id is dropped by the device."""
+    """Unique in its stream; a device drops a second record with an id among the last 32 that it saw."""
     device_id: str
     item_id: str
     event_time_ms: int

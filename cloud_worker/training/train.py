@@ -41,8 +41,6 @@ from streams.errors import TrainingError
 Floats = npt.NDArray[np.float32]
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
-MOST_MOMENTS: Final = 12_000
-"""Validation moments that are ranked for a metric."""
 ALPHA_MOMENTS: Final = 3_000
 
 

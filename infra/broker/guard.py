@@ -1,4 +1,4 @@
-"""Watches over one Kafka process: when the process that wanted it is gone, so is Kafka.
+"""Watches over one process, Kafka or a worker: when the process that wanted it is gone, so is that one.
 
 Run as a script, by path, with nothing but the standard library::
 

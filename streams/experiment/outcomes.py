@@ -22,8 +22,6 @@ K: Final = 10
 
 _GAIN: Final = discounts(K)
 
-METRICS: Final = ("ndcg@10", "hr@10", "mrr")
-
 
 @dataclass(slots=True)
 class DeviceOutcome:

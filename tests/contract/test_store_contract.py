@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_agent.lmdb_store import LmdbStore, boot_id
+from device_agent.lmdb_store import LmdbStore
 from device_agent.memory import MemoryStore
 from device_agent.store import Position, Store
+from streams.boot import boot_id
 
 MiB = 1 << 20
 KEYS = st.binary(min_size=1, max_size=40).filter(lambda key: b"\x00" not in key)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.lmdb_store import LmdbStore, boot_id
+from device_agent.lmdb_store import LmdbStore
 from device_agent.store import Position
+from streams.boot import boot_id
 from streams.errors import StoreError
 
 MiB = 1 << 20
@@ -46,7 +47,8 @@ def test_what_was_written_is_there_after_kill_9(tmp_path: Path) -> None:
     script = f"""
         import os, signal, sys
         from pathlib import Path
-        from device_agent.lmdb_store import LmdbStore, boot_id
+        from device_agent.lmdb_store import LmdbStore
+        from streams.boot import boot_id
         from device_agent.store import Position
         store = LmdbStore(Path({str(tmp_path / "s")!r}), map_size=64 << 20, boot=boot_id())
         for n in range(1, 200):
