@@ -75,7 +75,7 @@ class Pacer:
         """Seconds until the event after the first `sent` is due; 0 when it is, or when there is none."""
         if sent >= len(self._due):
             return 0.0
-        return max(0.0, float(self._start + self._due[sent] - now))
+        return max(0.0, float(self._due[sent]) - (now - self._start))  # the very difference that `ready` looks at
 
     def postpone(self, sent: int, now: float) -> None:
         """Let the next event be due now at the earliest, after a pause: the rest keeps its pace, no burst follows."""
