@@ -12,7 +12,7 @@ from infra.cli._context import CliContext
 if TYPE_CHECKING:
     from rich.console import Console
 
-ARMS = ("never", "every-n=every-n:n=20", "drift=drift:rate=0.05")
+ARMS = ("never", "every-n=every-n:n=25", "drift=drift:rate=0.04")
 """Nobody asks; everybody asks at the same steady rate; the same rate, spent where the embedding has drifted."""
 TABLE_WIDTH = 140
 """Columns that the table of the arms needs, names of 20 letters among them."""
@@ -31,7 +31,7 @@ def demo(
         str, typer.Option(help="paired: each device runs all arms. split: each device has one. Of arms by flag.")
     ] = "paired",
     speed: Annotated[
-        str | None, typer.Option(metavar="K|max", help="Event time passes K times as fast as wall time. [200 events/s]")
+        str | None, typer.Option(metavar="K|max", help="Event time passes K times as fast as wall time. [250 events/s]")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, max=64, help="Device workers.")] = 2,
     clouds: Annotated[int, typer.Option(min=1, max=64, help="Cloud workers.")] = 1,

@@ -45,7 +45,7 @@ from streams.replay import (
 from streams.settings import Settings
 from streams.topics import Topics
 
-RATE: Final = 200.0
+RATE: Final = 250.0
 """Events a second where no speed is given: slow enough for two cores to answer refresh requests while the session
 they belong to is still going on."""
 CLOUD_BEHIND: Final = 12
