@@ -16,10 +16,15 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
     Raises
     ------
     BundleError
-        None is named and there is none of the dataset.
+        What is named is no bundle, or none is named and there is none of the dataset.
     """
-    if given or settings.bundle:
-        return given or settings.bundle or Path()
+    if named := given or settings.bundle:
+        if read_manifest(named) is None:
+            raise BundleError(
+                f"{named} holds no bundle of this version (no readable {MANIFEST})",
+                remedy="name the folder that `driftline train` printed, or leave it out for the newest one",
+            )
+        return named
     name = settings.dataset
     folder = settings.home / "bundles"
     found = sorted(

@@ -128,7 +128,13 @@ def check_maven(env: Mapping[str, str], *, needed: bool = True) -> Check:
         return Check("maven", not needed, detail, WAYS if needed else "", needed)
     try:
         done = subprocess.run(
-            [path, "--version", "-B"], env=dict(env), capture_output=True, text=True, timeout=60, check=False
+            [path, "--version", "-B"],
+            env=dict(env),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
         return Check("maven", False, f"{path} does not run ({problem})", WAYS, needed)
@@ -193,6 +199,9 @@ def check_disk(home: Path, needed: int = DISK_NEEDED) -> Check:
 def check_home(home: Path) -> Check:
     """Driftline may write to its home."""
     place = _nearest(home)
+    way = home.absolute()
+    if blocked := next((each for each in (way, *way.parents) if each.exists() and not each.is_dir()), None):
+        return Check("home", False, f"{blocked} is no folder", "set DRIFTLINE_HOME to a folder of yours")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

@@ -93,6 +93,12 @@ def _servers(kafka: KafkaSettings) -> list[str]:
             "no Kafka broker is named",
             remedy="set kafka.bootstrap (DRIFTLINE_KAFKA__BOOTSTRAP), or let `driftline up` start a broker",
         )
+    for each in servers:
+        host, colon, port = each.rpartition(":")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 65_536):
+            raise BrokerError(
+                f"{each!r} is no address of a Kafka broker", remedy="write kafka.bootstrap like host:9092[,host:9092]"
+            )
     return servers
 
 

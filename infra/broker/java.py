@@ -101,7 +101,9 @@ def _candidates(env: Mapping[str, str]) -> list[Path]:
 
 def _ask(path: Path) -> Java | str:
     try:
-        done = subprocess.run([str(path), "-version"], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            [str(path), "-version"], capture_output=True, text=True, errors="replace", timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as problem:
         return f"does not run ({problem})"
     text = done.stderr + done.stdout

@@ -112,10 +112,15 @@ def prepare(dataset: Dataset, sources: Sources, home: Path) -> Prepared:
     repeats = dataset.repeats
     if repeats is None:
         repeats = bool(events.select(pl.struct("device_id", "item_id").is_duplicated().any()).item())
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as exc:
+        raise DatasetError(
+            f"prepared data cannot be written to {path.parent}: {exc.strerror}",
+            remedy="set DRIFTLINE_HOME (or --home) to a folder of yours",
+        ) from exc
     try:
         events.write_parquet(scratch / EVENTS)
         items.write_parquet(scratch / ITEMS)
