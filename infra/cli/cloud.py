@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli._options import BundleOption, StatusFileOption
 
 
 def cloud(
     ctx: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle folder; the newest one of the dataset by default.")
-    ] = None,
-    status_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write this worker's pid and url once it serves.")
-    ] = None,
+    bundle: BundleOption = None,
+    status_file: StatusFileOption = None,
 ) -> None:
     """Run a cloud worker: it answers refresh requests with embeddings. Several share the partitions among them."""
     from cloud_worker.worker import run_cloud_worker

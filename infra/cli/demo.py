@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli._options import ExperimentOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def demo(
         list[str] | None,
         typer.Option(metavar="SPEC", help=f"An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat. Default: {', '.join(ARMS)}."),
     ] = None,
-    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    experiment: ExperimentOption = None,
     design: Annotated[
         str, typer.Option(help="paired: each device runs all arms. split: each device has one. Of arms by flag.")
     ] = "paired",

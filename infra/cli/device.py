@@ -8,20 +8,14 @@ from typing import Annotated
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli._options import ArmOption, BundleOption, ExperimentOption, StatusFileOption
 
 
 def device(
     ctx: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle folder; the newest one of the dataset by default.")
-    ] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC", help="An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat for more. Default: every-n:n=20."
-        ),
-    ] = None,
-    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    bundle: BundleOption = None,
+    arm: ArmOption = None,
+    experiment: ExperimentOption = None,
     design: Annotated[
         str, typer.Option(help="paired: each device runs all arms. split: each device has one.")
     ] = "paired",
@@ -29,9 +23,7 @@ def device(
     state_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="LMDB state of this worker; two workers must not share one.")
     ] = None,
-    status_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write this worker's pid and url once it serves.")
-    ] = None,
+    status_file: StatusFileOption = None,
 ) -> None:
     """Run a device worker: it applies interactions, serves, scores staleness, asks for refreshes."""
     from device_agent.worker import WorkerOptions, run_device_worker

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli._options import ArmOption, BundleOption, ExperimentOption
 
 
 def up(
     ctx: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle folder; the newest one of the dataset by default.")
-    ] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC", help="An arm, [NAME=]POLICY[:KEY=VALUE,…]; repeat for more. Default: every-n:n=20."
-        ),
-    ] = None,
-    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Experiment file with the arms.")] = None,
+    bundle: BundleOption = None,
+    arm: ArmOption = None,
+    experiment: ExperimentOption = None,
     devices: Annotated[int, typer.Option(min=1, max=64, help="Device workers.")] = 2,
     clouds: Annotated[int, typer.Option(min=1, max=64, help="Cloud workers.")] = 1,
 ) -> None:
