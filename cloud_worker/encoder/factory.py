@@ -7,6 +7,7 @@ from pathlib import Path
 from cloud_worker.encoder.base import Encoder
 from cloud_worker.encoder.model_folder import find_model_folder
 from cloud_worker.encoder.onnx import OnnxEncoder
+from cloud_worker.encoder.onnx_int8 import OnnxInt8Encoder
 from cloud_worker.encoder.openai import OpenAIEncoder
 from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder
 from streams.settings import CloudSettings
@@ -32,4 +33,6 @@ def make_encoder(settings: CloudSettings, home: Path, threads: int | None = None
     folder = find_model_folder(settings.encoder_model)
     if settings.encoder == "onnx":
         return OnnxEncoder.from_model_folder(folder, home / "onnx", threads=threads)
+    if settings.encoder == "onnx-int8":
+        return OnnxInt8Encoder.from_model_folder(folder, home / "onnx", threads=threads)
     return SentenceTransformersEncoder(folder, threads=threads)

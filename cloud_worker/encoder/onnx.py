@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.encoder.base import EncodedBatch, batches_by_length, checked
+from cloud_worker.encoder.export_cache import cached_export
 from cloud_worker.encoder.model_folder import model_id_of, stay_offline
 from cloud_worker.encoder.onnx_export import GRAPH, META, OUTPUT, TOKENIZER, GraphMeta, write_graph
 from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder
+from cloud_worker.encoder.unpadded import load_session, load_tokenizer
 from streams.errors import EncoderError
 
 FORMAT: Final = 1
@@ -54,8 +53,8 @@ class OnnxEncoder:
         self._batch_size = batch_size
         try:
             self._meta = msgspec.json.decode((exported / META).read_bytes(), type=GraphMeta)
-            self._tokenizer = _load_tokenizer(exported / TOKENIZER, self._meta)
-            self._session = _load_session(exported / GRAPH, threads)
+            self._tokenizer = load_tokenizer(exported / TOKENIZER, self._meta.max_tokens)
+            self._session = load_session(exported / GRAPH, threads)
         except ImportError as exc:
             raise EncoderError(f"the ONNX encoder needs {exc.name}", remedy="install driftline[cloud]") from exc
         except Exception as exc:  # tokenizers and ONNX Runtime raise bare exceptions
@@ -70,17 +69,19 @@ class OnnxEncoder:
     ) -> OnnxEncoder:
         """Serve a sentence-transformers model folder.
 
-        The first use of a model exports it (seconds, needs torch) to a folder of `exports` named for its contents.
+        The first use of a model exports it (seconds, needs torch) to a folder of `exports` named for its contents; so
+        does the next use of a damaged export.
 
         Raises
         ------
         EncoderError
             It cannot be exported, or its graph does not equal the model.
         """
-        exported = exports / f"{model_id_of(folder)}-v{FORMAT}"
-        if not exported.is_dir():
-            _export_atomically(folder, exported)
-        return cls(exported, threads=threads, batch_size=batch_size)
+        return cached_export(
+            exports / f"{model_id_of(folder)}-v{FORMAT}",
+            lambda made: _write(folder, made),
+            lambda made: cls(made, threads=threads, batch_size=batch_size),
+        )
 
     @property
     def model_id(self) -> str:
@@ -124,41 +125,13 @@ class OnnxEncoder:
         return {name: features[name] for name in self._inputs}
 
 
-def _export_atomically(folder: Path, target: Path) -> None:
-    """Whole or not at all, and only after the graph was shown to equal the model."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        write_graph(folder, model_id_of(folder), scratch)
-        wanted = SentenceTransformersEncoder(folder, device="cpu").encode(PROBES).vectors
-        found = OnnxEncoder(scratch).encode(PROBES).vectors
-        if (worst := float((wanted * found).sum(axis=1).min())) < MIN_COSINE:
-            raise EncoderError(
-                f"the ONNX graph of {folder} differs from the model: cosine {worst:.4f} on a probe text",
-                remedy="use the encoder 'sentence-transformers'",
-            )
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was quicker and made the same
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _load_tokenizer(path: Path, meta: GraphMeta) -> Any:
-    from tokenizers import Tokenizer  # noqa: PLC0415 - only machines that encode have it
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(max_length=meta.max_tokens)
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _load_session(graph: Path, threads: int | None) -> Any:
-    import onnxruntime  # noqa: PLC0415 - only machines that encode have it
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+def _write(folder: Path, target: Path) -> None:
+    """Export `folder` into `target`, and show that the graph equals the model."""
+    write_graph(folder, model_id_of(folder), target)
+    wanted = SentenceTransformersEncoder(folder, device="cpu").encode(PROBES).vectors
+    found = OnnxEncoder(target).encode(PROBES).vectors
+    if (worst := float((wanted * found).sum(axis=1).min())) < MIN_COSINE:
+        raise EncoderError(
+            f"the ONNX graph of {folder} differs from the model: cosine {worst:.4f} on a probe text",
+            remedy="use the encoder 'sentence-transformers'",
+        )

@@ -29,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(scope="module", params=["sentence-transformers", "onnx", "openai", "cached"])
+@pytest.fixture(scope="module", params=["sentence-transformers", "onnx", "onnx-int8", "openai", "cached"])
 def encoder(request: pytest.FixtureRequest, home: Path) -> Iterator[Encoder]:
     if request.param == "openai":
         with embedding_server() as server:
