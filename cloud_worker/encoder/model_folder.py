@@ -41,7 +41,7 @@ def find_model_folder(named: str) -> Path:
                 remedy="install driftline[cloud], or name a model folder with cloud.encoder_model",
             )
         folder = Path(spec.origin).parent / "model"
-    if not (folder / "config.json").is_file() or not _weight_files(folder):
+    if not (folder / "config.json").is_file() or not weight_files(folder):
         raise EncoderError(
             f"{folder} is no sentence-transformers model folder: it wants a config.json and weights",
             remedy="name one with cloud.encoder_model (names of a model hub are not looked up)",
@@ -57,7 +57,7 @@ def model_id_of(folder: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=6)
     described = [folder / name for name in _DESCRIBING] + sorted(folder.glob("[0-9]*_*/config.json"))
-    for path in [*described, *_weight_files(folder)]:
+    for path in [*described, *weight_files(folder)]:
         if path.is_file():
             digest.update(f"{path.relative_to(folder).as_posix()}\x00{path.stat().st_size}\x00".encode())
             with path.open("rb") as stream:
@@ -79,8 +79,8 @@ def stay_offline() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Safetensors where there are any: a folder may hold the same weights twice."""
+def weight_files(folder: Path) -> list[Path]:
+    """The model's weights: safetensors where there are any: a folder may hold the same weights twice."""
     for pattern in _WEIGHTS:
         if found := sorted(folder.glob(pattern)) + sorted(folder.glob(f"[0-9]*_*/{pattern}")):
             return found

@@ -55,6 +55,7 @@ class OnnxEncoder:
             self._meta = msgspec.json.decode((exported / META).read_bytes(), type=GraphMeta)
             self._tokenizer = load_tokenizer(exported / TOKENIZER, self._meta.max_tokens)
             self._session = load_session(exported / GRAPH, threads)
+            self._graph_bytes = (exported / GRAPH).stat().st_size
         except ImportError as exc:
             raise EncoderError(f"the ONNX encoder needs {exc.name}", remedy="install driftline[cloud]") from exc
         except Exception as exc:  # tokenizers and ONNX Runtime raise bare exceptions
@@ -92,6 +93,11 @@ class OnnxEncoder:
     def dim(self) -> int:
         """Length of a vector."""
         return self._meta.dim
+
+    @property
+    def graph_bytes(self) -> int:
+        """Size of the graph's file."""
+        return self._graph_bytes
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode (B,) texts; what is longer than the model's maximum is cut.

@@ -49,6 +49,7 @@ class OnnxInt8Encoder:
         try:
             self._meta = msgspec.json.decode((exported / META).read_bytes(), type=Int8Meta)
             self._dim = self._meta.graph.dim
+            self._graph_bytes = (exported / GRAPH).stat().st_size
             intact = digest_of(exported / GRAPH) == self._meta.digest
             if intact:
                 self._graph = UnpaddedGraph(
@@ -95,6 +96,11 @@ class OnnxInt8Encoder:
     def dim(self) -> int:
         """Length of a vector."""
         return self._dim
+
+    @property
+    def graph_bytes(self) -> int:
+        """Size of the graph's file."""
+        return self._graph_bytes
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """Encode (B,) texts; what is longer than the model's maximum is cut.

@@ -1,4 +1,4 @@
-"""``driftline train``: make a bundle for a dataset, or find the one that is there."""
+"""``driftline train``: make a bundle for a dataset, or find the one that is there; ``train encoder`` beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli.train_encoder import train_encoder
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -27,6 +28,11 @@ class Device(enum.StrEnum):
     cuda = "cuda"
 
 
+app = typer.Typer()
+app.command("encoder")(train_encoder)
+
+
+@app.callback(invoke_without_command=True)
 def train(
     ctx: typer.Context,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Prepared dataset; the setting's.")] = None,
@@ -44,6 +50,11 @@ def train(
 
     A fitting bundle (same data, split, seed and version) is kept, and only shown.
     """
+    if ctx.invoked_subcommand is not None:
+        given = [each for each in ctx.params if getattr(ctx.get_parameter_source(each), "name", "") == "COMMANDLINE"]
+        if given:  # it would ignore them
+            raise typer.BadParameter(f"options of `train encoder` come after it; before it: {', '.join(given)}")
+        return
     from cloud_worker.training.bundles import bundle_path, fits, read_manifest
     from streams.bundle import load_bundle
     from streams.datasets import ensure_prepared, global_time_split
