@@ -1,18 +1,4 @@
-"""Ranking items by what the device and the cloud know together.
-
-The device's SRM scores item i with h · o_i + c_i (hidden state h), the cloud's calibrated embedding with
-ê · v_i + b_i. The fused score is the score fusion of LSC4Rec (arXiv 2501.05647, collaborative inference)::
-
-    fused = α z(cloud) + (1 - α) z(SRM),      z(x) = (x - mean) / std over the whole catalogue
-
-and without an embedding the SRM ranks alone. Since z is taken over the whole catalogue (seen items and items outside
-the candidate list included), the score of an item does not depend on what it is compared with, and the standard
-deviations are quadratic forms of ê and h: std² = xᵀ Cov x with x = [ê, 1] and Cov the covariance of the rows
-[v_i, b_i], a constant of the bundle. So a fused score is one dot product q · t_i with
-
-    q = [α/σ_cloud · [ê, 1], (1-α)/σ_SRM · [h, 1]]        t_i = [v_i, b_i, o_i, c_i], each column less its mean
-
-which gives the catalogue in one matrix product, and a candidate list in one gather and one product.
+"""Ranking items by the fused scores of `device_agent.fusion`, in numpy.
 
 Ranks are 1-based among the items that can be ranked, and pessimistic: the number of items that score at least as much
 as the target. Rank 0 says that the target could not be ranked: it is no item of the bundle, or no candidate, or the
@@ -26,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streams.bundle import Bundle
+from device_agent.fusion import SMALLEST_VARIANCE, FusionTables
 
 Floats = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int32]
@@ -38,7 +24,7 @@ _CANDIDATE_BLOCK: Final = 512 << 10
 """Bytes of scores, and of gathered rows, worked on at a time: so that they stay in the processor's caches."""
 _MANY: Final = 8
 _SMALL_CATALOGUE: Final = 30
-_SMALLEST_VARIANCE: Final = np.array(1e-12, np.float32)
+_SMALLEST_VARIANCE: Final = np.array(SMALLEST_VARIANCE, np.float32)
 _OFTEN: Final = 1024
 """Queries at once for which a column of ones is kept ready."""
 _SORT_ALL: Final = 128
@@ -64,45 +50,28 @@ class Ranker:
 
     Parameters
     ----------
-    bundle
-        Item vectors, SRM outputs, fusion weight, popularity.
+    tables
+        Of the bundle.
     list_length
         k, items in a list.
-    candidates
-        C, length of the candidate lists.
+    exclude_seen
+        What was seen is not ranked.
     """
 
-    def __init__(self, bundle: Bundle, *, list_length: int = 10, candidates: int = 100) -> None:
-        tensors = bundle.device
-        self.n_items, d = tensors["item_vectors"].shape
+    def __init__(self, tables: FusionTables, *, list_length: int = 10, exclude_seen: bool = True) -> None:
+        self.n_items, columns = tables.rows.shape
         self.list_length = list_length
-        self.exclude_seen = bundle.manifest.exclude_seen
-        rows = np.concatenate(
-            [
-                tensors["item_vectors"],
-                tensors["item_bias"][:, None],
-                tensors["srm.item_out"],
-                tensors["srm.bias_out"][:, None],
-            ],
-            axis=1,
-        ).astype(np.float64)
-        rows -= rows.mean(axis=0)
-        self._split = d + 1
-        self._parts = np.array([0, d + 1])
-        self._part_of_column = np.repeat([0, 1], [d + 1, rows.shape[1] - d - 1])
+        self.exclude_seen = exclude_seen
+        self._split = split = tables.split
+        self._parts = np.array([0, split])
+        self._part_of_column = np.repeat([0, 1], [split, columns - split])
         self._ones = np.ones((_OFTEN, 1), np.float32)
-        covariance = rows.T @ rows / len(rows)
-        covariance[: d + 1, d + 1 :] = 0
-        covariance[d + 1 :, : d + 1] = 0
-        self._covariance = covariance.astype(np.float32)
-        self._rows = rows.astype(np.float32)
+        self._covariance = np.zeros((columns, columns), np.float32)
+        self._covariance[:split, :split] = tables.cloud_covariance
+        self._covariance[split:, split:] = tables.srm_covariance
+        self._rows = tables.rows
         self._columns = np.ascontiguousarray(self._rows.T)
-        alpha = tensors["fusion.alpha"][0]
-        self._weights = np.array([alpha, 1 - alpha], np.float32)
-        by_popularity = np.argsort(-tensors["popularity"], kind="stable")[:candidates]
-        self.popular = np.full(candidates, -1, np.int32)
-        """(C,) the most popular items: the candidates of a device without an embedding."""
-        self.popular[: len(by_popularity)] = by_popularity
+        self._weights = np.array([tables.alpha, 1 - tables.alpha], np.float32)
 
     def queries(self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_] | None) -> Floats:
         """(R, D) query vectors from ê (R, d) and h (R, h).
@@ -181,20 +150,27 @@ class Ranker:
         ]
         return _joined(parts, self.list_length)
 
-    def without_seen(self, candidates: Items, seen: Bytes) -> Items:
-        """A copy of the lists (R, C) with -1 for what the bitmaps `seen` (R, ⌈N/8⌉) hold, if the bundle excludes it."""
-        if not self.exclude_seen:
-            return candidates.copy()
-        bits = np.take_along_axis(seen, candidates >> 3, axis=1) & _BIT.take(candidates & 7)
-        return np.where(bits > 0, np.int32(-1), candidates)
+    def catalogue_scores(self, queries: Floats, seen: Bytes) -> Floats:
+        """(R, N) fused scores, -inf for what is not to be ranked."""
+        return self._hide(queries @ self._columns, seen)[0]
 
-    def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
-        scores: Floats = queries @ self._columns
+    def candidate_scores(self, queries: Floats, candidates: Items) -> Floats:
+        """(R, C) fused scores, -inf where there is no candidate."""
+        scores: Floats = np.matmul(self._rows.take(candidates, axis=0), queries[:, :, None])[..., 0]
+        scores[candidates < 0] = _NEVER
+        return scores
+
+    def _hide(self, scores: Floats, seen: Bytes) -> tuple[Floats, Items]:
+        """Write -inf over the scores of what is not to be ranked; and (R,) how many items are left."""
         n = np.full(len(scores), self.n_items, np.int32)
         if self.exclude_seen:
             hidden = np.unpackbits(seen, axis=1, count=self.n_items, bitorder="little")
             np.putmask(scores, hidden.view(np.bool_), _NEVER)
             n -= np.add.reduce(hidden, axis=1, dtype=np.int32)
+        return scores, n
+
+    def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
+        scores, n = self._hide(queries @ self._columns, seen)
         at = np.arange(len(scores))
         target_score = scores[at, targets]
         rankable = (targets >= 0) & (target_score > _NEVER)
@@ -246,6 +222,20 @@ class Ranker:
         padded = np.full((len(scores), k), -1, np.int32)
         padded[:, :n] = best
         return padded
+
+
+def popular_items(popularity: Floats, candidates: int) -> Items:
+    """(C,) the most popular items, filled up with -1: the candidates of a device without an embedding."""
+    popular = np.full(candidates, -1, np.int32)
+    best = np.argsort(-popularity, kind="stable")[:candidates]
+    popular[: len(best)] = best
+    return popular
+
+
+def without_seen(candidates: Items, seen: Bytes) -> Items:
+    """A copy of the lists (R, C) with -1 for what the bitmaps `seen` (R, ⌈N/8⌉) hold."""
+    bits = np.take_along_axis(seen, candidates >> 3, axis=1) & _BIT.take(candidates & 7)
+    return np.where(bits > 0, np.int32(-1), candidates)
 
 
 def _joined(parts: list[Ranked], list_length: int) -> Ranked:

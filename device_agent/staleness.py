@@ -91,10 +91,10 @@ def write_signals(
         (B, A) interactions since as_of, at least 0.
     """
     length = np.sqrt(np.vecdot(mean, mean)) + _TINY
-    phi[..., COS_RECENT] = np.vecdot(embedding, mean) * inverse_norm / length
-    phi[..., COS_LAST] = np.vecdot(embedding, last[:, None]) * inverse_norm
-    phi[..., LOG_GAP] = np.log1p(gap.astype(np.float32))
-    phi[..., SPREAD] = _ONE - length
+    np.divide(np.vecdot(embedding, mean) * inverse_norm, length, out=phi[..., COS_RECENT])
+    np.multiply(np.vecdot(embedding, last[:, None]), inverse_norm, out=phi[..., COS_LAST])
+    np.log1p(gap.astype(np.float32), out=phi[..., LOG_GAP])
+    np.subtract(_ONE, length, out=phi[..., SPREAD])
     if norm is not None:
         nothing = norm == 0
         phi[nothing, COS_RECENT] = 1

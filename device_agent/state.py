@@ -140,6 +140,9 @@ class StateLayout:
             ("last_item", "<i4"),
             ("seen", "u1", ((manifest.n_items + 7) // 8 if manifest.exclude_seen else 0,)),
         )
+        self._recent_at = _offset(self.dtype, "arm") + _offset(arm, "recent_mean")
+        self._recent_width = manifest.d + 2 + len(PHI)
+        self._arm_size = arm.itemsize
         self._raw = np.dtype((np.void, self.dtype.itemsize))
         blank = np.zeros(1, self.dtype)
         blank["version"] = RECORD_VERSION
@@ -177,6 +180,14 @@ class StateLayout:
         The records must be contiguous, as `new`, `copy`, `take` and `unpack` give them.
         """
         return np.ndarray((len(records), 4), np.int64, records, _COUNTERS_AT, (records.itemsize, 8))
+
+    def recent(self, records: Records) -> npt.NDArray[np.float32]:
+        """View (n, A, d+2+P) of recent_mean, recent_norm, inverse_norm and phi, which lie side by side.
+
+        The records must be contiguous, as for `counters`.
+        """
+        shape = (len(records), self.n_arms, self._recent_width)
+        return np.ndarray(shape, np.float32, records, self._recent_at, (records.itemsize, self._arm_size, 4))
 
     def pack(self, record: Any) -> bytes:
         """One record (a row of an array of records) as bytes."""
@@ -244,6 +255,11 @@ def digest(records: Records) -> list[str]:
     parts = [np.ascontiguousarray(records[name]).view(np.uint8).reshape(len(records), -1) for name in FROM_INTERACTIONS]
     rows = np.concatenate(parts, axis=1)
     return [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in rows]
+
+
+def _offset(dtype: np.dtype[np.void], field: str) -> int:
+    assert dtype.fields is not None
+    return int(dtype.fields[field][1])
 
 
 def _packed(*fields: Any) -> np.dtype[np.void]:

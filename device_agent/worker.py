@@ -22,6 +22,7 @@ from device_agent.host import DeviceHost
 from device_agent.kafka_log import KafkaLog
 from device_agent.lmdb_store import LmdbStore
 from device_agent.processor import PartitionProcessor, ProcessorOptions
+from device_agent.serving import make_serving
 from streams.boot import boot_id
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
@@ -80,11 +81,18 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     metrics = DeviceMetrics(registry)
     topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
     bundle = load_bundle(options.bundle, part="device")
+    serving = make_serving(
+        bundle,
+        settings.device.runtime,
+        ranking=settings.device.ranking,
+        list_length=settings.device.list_length,
+        candidates=settings.cloud.candidates,
+        item_vectors=settings.device.item_vectors,
+    )
     core = DeviceCore(
         bundle,
         options.experiment.arms,
-        ranking=settings.device.ranking,
-        list_length=settings.device.list_length,
+        serving=serving,
         deadline_ms=settings.cloud.deadline_ms,
         candidates=settings.cloud.candidates,
     )

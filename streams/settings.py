@@ -78,6 +78,10 @@ class DeviceSettings(_Group):
     """Rank the whole catalogue, or only the cloud's candidates (popular items before the first embedding)."""
     list_length: int = Field(10, ge=1, le=100)
     """Items in the list that is served."""
+    runtime: Literal["auto", "onnx", "numpy"] = "auto"
+    """What the models run on: one ONNX graph, or numpy; auto: ONNX Runtime where it is installed."""
+    item_vectors: Literal["float32", "int8"] = "float32"
+    """How the item tables that rank are kept: int8 takes a quarter of the memory and ranks a little differently."""
     future_tolerance_s: float = Field(86_400.0, ge=0)
     """An event further than this ahead of the wall clock is dead-lettered."""
 

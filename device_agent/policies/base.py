@@ -119,7 +119,7 @@ class BasePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """See `Policy.decide`."""
         request, score = self.due(signals, scratch)
         if np.count_nonzero(signals.has_embedding) == len(request):
-            return Decision(request, score, np.ones(len(request), np.uint8))
+            return Decision(request, score, signals.has_embedding.view(np.uint8))  # all ones
         if not self.initial:
             return Decision(request, score, np.ones(len(request), np.uint8))
         return Decision(

@@ -8,11 +8,26 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from device_agent.agent import DeviceCore, Wave
+from device_agent.serving import make_serving
 from streams.bundle import Bundle
 from streams.experiment.arms import parse_arm
 from tests.bundles import make_bundle
+
+RUNTIME = ["numpy"]
+"""What the models of `make_core` run on, where it is not told."""
+
+
+@pytest.fixture(params=["numpy", "onnx"], scope="module", autouse=True)
+def runtime(request):
+    """Imported by a test module, it runs every test of the module with either runtime."""
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+    RUNTIME[0] = request.param
+    yield request.param
+    RUNTIME[0] = "numpy"
 
 
 @cache
@@ -31,10 +46,14 @@ def small_bundle(*, exclude_seen: bool = True, n_items: int = 40, seed: int = 0)
 
 
 def make_core(*arms: str, exclude_seen: bool = True, seed: int = 0, **options) -> DeviceCore:
+    options = {"list_length": 5, "candidates": 12, "deadline_ms": 1000, "runtime": RUNTIME[0], **options}
+    runtime, bundle = options.pop("runtime"), small_bundle(exclude_seen=exclude_seen, seed=seed)
+    serving = {name: options[name] for name in ("ranking", "list_length", "candidates") if name in options}
     return DeviceCore(
-        small_bundle(exclude_seen=exclude_seen, seed=seed),
+        bundle,
         [parse_arm(arm) for arm in arms or ("never",)],
-        **{"list_length": 5, "candidates": 12, "deadline_ms": 1000, **options},
+        serving=make_serving(bundle, runtime, **serving),
+        **options,
     )
 
 

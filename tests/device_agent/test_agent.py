@@ -11,7 +11,14 @@ from device_agent.agent import APPLIED, FATES, FUTURE, NOT_FINITE, OLDER, REPEAT
 from device_agent.state import FROM_INTERACTIONS, digest
 from device_agent.waves import cut_waves
 from streams.errors import SettingsError
-from tests.device_agent.core_helpers import PlainDevice, embed, make_core, make_wave, small_bundle
+from tests.device_agent.core_helpers import (
+    PlainDevice,
+    embed,
+    make_core,
+    make_wave,
+    runtime,  # noqa: F401 - every promise is kept with either runtime
+    small_bundle,
+)
 
 N, D, WINDOW = 40, 16, 6
 E = np.random.default_rng(9).normal(0, 1, (20, D)).astype(np.float32)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.ranking import Ranker
+from device_agent.fusion import FusionTables
+from device_agent.ranking import Ranker, popular_items, without_seen
 from tests.device_agent.core_helpers import small_bundle
 
 N, D, H = 40, 16, 8
@@ -42,7 +43,7 @@ def plain_scores(bundle, e, h):
 def test_ranks_and_lists_are_those_of_the_plain_reference(seed, rows, exclude_seen, length, whole_catalogue):
     bundle = small_bundle(exclude_seen=exclude_seen)
     rng = np.random.default_rng(seed)
-    ranker = Ranker(bundle, list_length=length, candidates=12)
+    ranker = Ranker(FusionTables.of(bundle), list_length=length, exclude_seen=exclude_seen)
     e = rng.normal(0, 1, (rows, D)).astype(np.float32)
     h = rng.uniform(-1, 1, (rows, H)).astype(np.float32)
     has = rng.random(rows) < 0.7
@@ -57,7 +58,7 @@ def test_ranks_and_lists_are_those_of_the_plain_reference(seed, rows, exclude_se
     if whole_catalogue:
         found = ranker.catalogue(queries, targets, bits)
     else:
-        found = ranker.candidates(queries, ranker.without_seen(lists, bits), targets)
+        found = ranker.candidates(queries, without_seen(lists, bits) if exclude_seen else lists, targets)
     for row in range(rows):
         scores = plain_scores(bundle, e[row] if has[row] else None, h[row])
         pool = [i for i in (range(N) if whole_catalogue else lists[row].tolist()) if i >= 0]
@@ -84,7 +85,7 @@ def test_ranks_and_lists_are_those_of_the_plain_reference(seed, rows, exclude_se
 @pytest.mark.parametrize("mode", ["catalogue", "candidates"])
 def test_long_waves_are_ranked_as_their_parts(mode):
     bundle = small_bundle()
-    ranker, rng, rows = Ranker(bundle, candidates=40), np.random.default_rng(0), 1000  # several blocks
+    ranker, rng, rows = Ranker(FusionTables.of(bundle)), np.random.default_rng(0), 1000  # several blocks
     queries = ranker.queries(
         rng.normal(0, 1, (rows, D)).astype(np.float32),
         rng.uniform(-1, 1, (rows, H)).astype(np.float32),
@@ -96,7 +97,7 @@ def test_long_waves_are_ranked_as_their_parts(mode):
     def run(at):
         if mode == "catalogue":
             return ranker.catalogue(queries[at], targets[at], seen[at])
-        return ranker.candidates(queries[at], ranker.without_seen(lists[at], seen[at]), targets[at])
+        return ranker.candidates(queries[at], without_seen(lists[at], seen[at]), targets[at])
 
     whole = run(slice(None))
     for row in range(0, rows, 37):
@@ -109,7 +110,7 @@ def test_long_waves_are_ranked_as_their_parts(mode):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 def test_an_embedding_that_is_no_number_leaves_the_srm_alone_to_rank(bad):
     bundle = small_bundle()
-    ranker, h = Ranker(bundle), np.random.default_rng(0).uniform(-1, 1, (1, H)).astype(np.float32)
+    ranker, h = Ranker(FusionTables.of(bundle)), np.random.default_rng(0).uniform(-1, 1, (1, H)).astype(np.float32)
     with np.errstate(all="ignore"):
         broken = ranker.queries(np.full((1, D), bad, np.float32), h, np.array([True]))
     alone = ranker.queries(np.zeros((1, D), np.float32), h, np.array([False]))
@@ -120,7 +121,7 @@ def test_an_embedding_that_is_no_number_leaves_the_srm_alone_to_rank(bad):
 
 def test_equal_scores_count_against_the_target():
     bundle = small_bundle(exclude_seen=False)
-    ranker = Ranker(bundle, list_length=3)
+    ranker = Ranker(FusionTables.of(bundle), list_length=3, exclude_seen=False)
     nothing = np.zeros((1, ranker._columns.shape[0]), np.float32)  # every item scores 0
     found = ranker.catalogue(nothing, np.array([7], np.int32), np.zeros((1, 0), np.uint8))
     assert found.rank[0] == N
@@ -132,6 +133,6 @@ def test_equal_scores_count_against_the_target():
 def test_popular_items_come_first_before_the_first_embedding():
     bundle = small_bundle()
     popularity = bundle.device["popularity"]
-    popular = Ranker(bundle, candidates=60).popular
+    popular = popular_items(popularity, 60)
     assert (np.diff(popularity[popular[:N]]) <= 0).all()
     assert (popular[N:] == -1).all()

@@ -1,0 +1,304 @@
+"""The ONNX graph computes what the numpy reference computes, for any wave, and its int8 tables nearly so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_agent.learning import Learning
+from device_agent.serving import NumpyServing, Pairs, make_serving
+from device_agent.staleness import unit_vectors, write_age
+from device_agent.state import StateLayout
+from device_agent.step import Wave
+from streams.errors import BundleError, SettingsError
+from tests.device_agent.core_helpers import small_bundle
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from device_agent.device_graph import SERVED, WHOLE, build_graph, write_graph  # noqa: E402 - after the skip
+from device_agent.onnx_serving import open_session  # noqa: E402
+
+N, D, H, C, K = 40, 16, 8, 12, 5
+TOLERANCE = 1e-4
+RANKINGS = ("candidates", "catalogue")
+
+
+@cache
+def strong_bundle(exclude_seen, candidates_are_few=False):
+    """Weights three times as large as `make_bundle`'s: they use the curved parts. Gathers, or may go dense."""
+    bundle = small_bundle(exclude_seen=exclude_seen, n_items=400 if candidates_are_few else N)
+    strong = ("calibrator", "srm.gru", "staleness")
+    tensors = {name: each * (3 if name.startswith(strong) else 1) for name, each in bundle.device.items()}
+    tensors["phi.scale"] = np.linspace(0.5, 2, 5).astype(np.float32)
+    return replace(bundle, device=tensors)
+
+
+@cache
+def numpy_serving(exclude_seen, ranking, item_vectors, few):
+    bundle = strong_bundle(exclude_seen, few)
+    return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors)
+
+
+@cache
+def onnx_serving(exclude_seen, ranking, item_vectors, few):
+    return make_serving(
+        strong_bundle(exclude_seen, few),
+        "onnx",
+        ranking=ranking,
+        list_length=K,
+        candidates=C,
+        item_vectors=item_vectors,
+    )
+
+
+@cache
+def whole_graph(exclude_seen, ranking, item_vectors, few):
+    model = build_graph(
+        strong_bundle(exclude_seen, few), ranking=ranking, candidates=C, list_length=K, item_vectors=item_vectors
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return open_session(model.SerializeToString())
+
+
+class Devices:
+    """Random records before an interaction, one arm, and what is then taken."""
+
+    def __init__(self, bundle, rows, seed, share_embedded, share_unknown, share_zero) -> None:
+        rng = np.random.default_rng(seed)
+        manifest = bundle.manifest
+        n = manifest.n_items
+        self.bundle, self.layout = bundle, StateLayout(manifest, 1, candidates=C)
+        self.records = self.layout.new(rows)
+        arm = self.records["arm"]
+        has = rng.random(rows) < share_embedded
+        e = rng.normal(0, 1, (rows, D)) * (rng.random(rows) >= share_zero)[:, None]
+        arm["embedding"][:, 0] = np.where(has[:, None], e, 0)
+        length = np.linalg.norm(arm["embedding"][:, 0].astype(np.float32), axis=1)
+        arm["inverse_norm"][:, 0] = np.divide(1, length, out=np.zeros(rows), where=length > 0)
+        taken = rng.random(rows) < 0.8
+        mean = unit_vectors(rng.normal(0, 1, (rows, D)).astype(np.float32)) * rng.uniform(0.1, 1, (rows, 1))
+        arm["recent_mean"][:, 0] = mean * taken[:, None]
+        arm["recent_norm"][:, 0] = rng.uniform(1, 5, rows) * taken
+        arm["phi"][:, 0] = rng.normal(0, 1, (rows, 5)) * has[:, None]
+        for row in range(rows):
+            kept = rng.permutation(n)[: rng.integers(0, C + 1)]
+            arm["candidates"][row, 0, : len(kept)] = kept
+        self.records["srm_hidden"] = rng.uniform(-1, 1, (rows, H)) * (rng.random(rows) >= share_zero)[:, None]
+        self.records["last_item"] = rng.integers(-1, n, rows)
+        if manifest.exclude_seen:
+            seen = rng.random((rows, n)) < rng.choice([0, 0.2, 0.95])
+            self.records["seen"] = np.packbits(seen, axis=1, bitorder="little")
+        self.items = rng.integers(0, n, rows).astype(np.int32)
+        self.items[rng.random(rows) < share_unknown] = -1
+        self.gap = np.where(has, rng.integers(0, 40, rows), -1)
+        self.records["count"] = 50
+        arm["as_of"][:, 0] = np.where(has, 50 - self.gap, -1)
+        self.age_ms = rng.integers(0, 10**9, rows)
+        write_age(arm["phi"], self.age_ms[:, None])
+        arm["phi"][~has] = 0
+
+    def pairs(self, ranking):
+        arm = self.records["arm"]
+        return Pairs(
+            self.items[:, None],
+            self.records["srm_hidden"],
+            arm["embedding"][:, 0],
+            self.layout.recent(self.records)[:, 0],
+            self.gap[:, None],
+            arm["candidates"][:, 0] if ranking == "candidates" else self.records["seen"],
+        )
+
+    def feed(self, session, ranking):
+        pairs = self.pairs(ranking)
+        every = pairs._asdict() | {
+            ranking if ranking == "candidates" else "seen": pairs.choice,
+            "last_items": self.records["last_item"][:, None],
+            "age_ms": self.age_ms[:, None],
+        }
+        return {each.name: every[each.name] for each in session.get_inputs()}
+
+    def learned(self):
+        """The records after the interaction, by the numpy modules that the agent uses."""
+        directions = unit_vectors(self.bundle.device["item_vectors"])
+        directions = np.concatenate([directions, np.zeros((1, D), np.float32)])
+        learning, after, rows = Learning(self.bundle, self.layout, directions), self.records.copy(), len(self.records)
+        nothing = np.zeros(rows, np.int64)
+        wave = Wave(self.items, nothing, nothing.astype(np.uint64), nothing, np.ones(rows, bool), 0)
+        learning.learn(after, wave, wave.hashes, self.items >= 0)
+        embedding = after["arm"]["embedding"].astype(np.float32)
+        learning.signals(after, embedding, self.gap[:, None] + 1, all_known=False)
+        after["arm"]["phi"][self.gap < 0] = 0
+        return after
+
+
+waves = given(
+    rows=st.one_of(st.integers(1, 12), st.integers(1, 300)),
+    seed=st.integers(0, 2**32 - 1),
+    ranking=st.sampled_from(RANKINGS),
+    exclude_seen=st.booleans(),
+    few=st.booleans(),
+    shares=st.tuples(*[st.sampled_from([0, 0.3, 1])] * 3),
+)
+
+
+def distance(x, y):
+    """The largest difference between finite numbers."""
+    finite = np.isfinite(y)
+    return np.abs(x[finite] - y[finite]).max(initial=0)
+
+
+def assert_same_lists(pairs, scores, ours, theirs, slack):
+    """Ranks and lists may differ only where scores lie within `slack` of each other."""
+    assert np.array_equal(ours.ranked, theirs.ranked)
+    for row, (mine, reference) in enumerate(zip(ours.rank[:, 0], theirs.rank[:, 0], strict=True)):
+        assert (mine == 0) == (reference == 0)
+        if reference:
+            listed = np.arange(scores.shape[1])
+            if pairs.choice.dtype == np.int32:
+                listed = pairs.choice[row]
+            target = scores[row][listed == pairs.items[row, 0]][0]
+            near = np.count_nonzero(np.abs(scores[row] - target) <= slack)
+            assert abs(int(mine) - int(reference)) < max(near, 1)
+    scored = np.full((len(scores), scores.shape[1] + 1), -np.inf, np.float32)
+    scored[:, :-1] = scores
+    for mine, reference, row in zip(ours.top, theirs.top, range(len(scores)), strict=True):
+        where = np.full(int(max(mine.max(), reference.max(), 0)) + 2, -1)
+        if pairs.choice.dtype == np.int32:
+            chosen = pairs.choice[row]
+            known = (chosen >= 0) & (chosen < len(where) - 1)
+            where[chosen[known]] = np.flatnonzero(known)
+        else:
+            where[: min(len(where) - 1, scores.shape[1])] = np.arange(min(len(where) - 1, scores.shape[1]))
+        assert np.array_equal(mine < 0, reference < 0)
+        kept = mine >= 0
+        got, want = scored[row][where[mine[kept]]], scored[row][where[reference[kept]]]
+        assert np.abs(got - want).max(initial=0) <= slack
+        assert len(set(mine[kept].tolist())) == np.count_nonzero(kept)
+
+
+@settings(deadline=None, max_examples=150)
+@waves
+def test_the_whole_graph_is_the_numpy_step(rows, seed, ranking, exclude_seen, few, shares):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+    reference, session = (make(exclude_seen, ranking, "float32", few) for make in (numpy_serving, whole_graph))
+    got = dict(zip(WHOLE, session.run(WHOLE, devices.feed(session, ranking)), strict=True))
+    pairs = devices.pairs(ranking)
+    want, scores = reference(pairs), reference.scores(pairs)
+    has = devices.gap >= 0
+    assert np.abs(got["staleness"] - want.staleness).max() < TOLERANCE
+    assert np.abs(got["calibrated"] - reference.calibrated(pairs))[has].max(initial=0) < TOLERANCE
+    assert np.array_equal(np.isinf(got["scores"]), np.isinf(scores))
+    assert distance(got["scores"], scores) < TOLERANCE
+    assert_same_lists(pairs, scores, type(want)(*(got[name] for name in SERVED)), want, TOLERANCE)
+    after = devices.learned()
+    assert np.abs(got["hidden_after"] - after["srm_hidden"]).max() < TOLERANCE
+    recent = devices.layout.recent(after)[:, 0]
+    assert np.abs(got["recent_after"] - recent)[has].max(initial=0) < TOLERANCE
+
+
+@settings(deadline=None, max_examples=100)
+@waves
+def test_both_runtimes_serve_the_same(rows, seed, ranking, exclude_seen, few, shares):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+    pairs = devices.pairs(ranking)
+    ours, theirs = (make(exclude_seen, ranking, "float32", few) for make in (onnx_serving, numpy_serving))
+    got, want = ours(pairs), theirs(pairs)
+    assert [(each.shape, each.dtype) for each in got] == [(each.shape, each.dtype) for each in want]
+    assert np.abs(got.staleness - want.staleness).max() < TOLERANCE
+    assert_same_lists(pairs, theirs.scores(pairs), got, want, TOLERANCE)
+
+
+INT8_ERROR = 0.05
+"""Of a fused score, whose standard deviation over the catalogue is about 1: half a step of 1/127 of the row's largest
+number, added up over 24 columns with random signs, stays below."""
+
+
+@settings(deadline=None, max_examples=60)
+@waves
+def test_int8_tables_move_scores_a_little(rows, seed, ranking, exclude_seen, few, shares):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+    pairs = devices.pairs(ranking)
+    exact = numpy_serving(exclude_seen, ranking, "float32", few).scores(pairs)
+    rounded = numpy_serving(exclude_seen, ranking, "int8", few).scores(pairs)
+    session = whole_graph(exclude_seen, ranking, "int8", few)
+    got = dict(zip(WHOLE, session.run(WHOLE, devices.feed(session, ranking)), strict=True))
+    finite = np.isfinite(exact)
+    assert np.array_equal(np.isfinite(got["scores"]), finite)
+    assert distance(got["scores"], rounded) < TOLERANCE
+    assert distance(got["scores"], exact) < INT8_ERROR
+
+
+def test_int8_tables_take_a_quarter_of_the_memory():
+    bundle = small_bundle(n_items=400)
+    sizes = {
+        kind: sum(
+            onnx.numpy_helper.to_array(each).nbytes
+            for each in build_graph(
+                bundle, ranking="candidates", candidates=C, item_vectors=kind, outputs=SERVED
+            ).graph.initializer
+            if 400 in each.dims
+        )
+        for kind in ("float32", "int8")
+    }
+    assert sizes["int8"] < sizes["float32"] * (D + H + 12) / (4 * (D + H + 2)) * 1.01
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_a_row_of_the_served_graph_does_not_depend_on_its_wave(ranking):
+    """Up to rounding: that is why no record is written from it."""
+    devices = Devices(strong_bundle(True), 64, 5, 0.8, 0.1, 0.1)
+    pairs, serving = devices.pairs(ranking), onnx_serving(True, ranking, "float32", False)
+    whole = serving(pairs)
+    for row in range(0, 64, 7):
+        one = serving(pairs.take(slice(row, row + 1)))
+        assert np.abs(one.staleness - whole.staleness[row]).max() < TOLERANCE
+        assert abs(int(one.rank[0, 0]) - int(whole.rank[row, 0])) <= 1
+        assert one.ranked[0, 0] == whole.ranked[row, 0]
+
+
+def test_an_answer_is_not_overwritten_by_the_next_one():
+    devices = Devices(strong_bundle(True), 2, 1, 1, 0, 0)
+    pairs, serving = devices.pairs("candidates"), onnx_serving(True, "candidates", "float32", False)
+    first = serving(pairs.take(slice(0, 1)))
+    kept = [each.copy() for each in first]
+    serving(pairs.take(slice(1, 2)))
+    assert all(np.array_equal(*each) for each in zip(first, kept, strict=True))
+
+
+def test_a_written_graph_runs_without_the_bundle(tmp_path):
+    bundle = strong_bundle(True)
+    write_graph(bundle, tmp_path / "device.onnx", ranking="candidates", candidates=C, list_length=K)
+    session = open_session((tmp_path / "device.onnx").read_bytes())
+    assert [each.name for each in session.get_outputs()] == list(WHOLE)
+    assert session.get_modelmeta().custom_metadata_map["bundle_id"] == bundle.id
+    devices = Devices(bundle, 3, 0, 1, 0, 0)
+    assert np.isfinite(session.run(["calibrated"], devices.feed(session, "candidates"))[0]).all()
+
+
+def test_a_bundle_whose_scores_would_overflow_is_refused():
+    bundle = small_bundle()
+    weights = {"calibrator.mlp.2.weight": bundle.device["calibrator.mlp.2.weight"] * np.float32(1e30)}
+    with pytest.raises(BundleError, match=r"calibrator.*overflow"):
+        build_graph(replace(bundle, device={**bundle.device, **weights}), ranking="catalogue")
+
+
+def test_without_onnx_runtime_auto_is_numpy_and_onnx_an_error(monkeypatch):
+    import importlib
+
+    real = importlib.import_module
+
+    def missing(name):
+        if name == "device_agent.onnx_serving":
+            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert isinstance(make_serving(small_bundle(), "auto"), NumpyServing)
+    with pytest.raises(SettingsError, match="onnxruntime cannot be imported"):
+        make_serving(small_bundle(), "onnx")
