@@ -252,27 +252,27 @@ class DeviceCore:
 
     def _serve(self, out: Records, items: Int32s, gap: Int64s, asked: Bools | None) -> Served:
         """Serve each device and arm that is asked: arrays of (B, A) and (B, A, k)."""
+        listed: Int32s | npt.NDArray[np.uint8]
         (b, a), k, arm = gap.shape, self.list_length, out["arm"]
         recent, hidden, seen = self.layout.recent(out), out["srm_hidden"], out["seen"]
         if asked is None and a == 1:
-            pairs = Pairs(items[:, None], hidden, arm["embedding"][:, 0], recent[:, 0], gap, seen)
-            if self.ranking == "candidates":
-                pairs = pairs._replace(choice=self._choice(arm["candidates"][:, 0], gap[:, 0], seen))
-            served = self._serving(pairs)
-            return served._replace(top=served.top[:, None])
+            listed = self._choice(arm["candidates"][:, 0], gap, seen) if self.ranking == "candidates" else seen
+            served = self._serving(Pairs(items[:, None], hidden, arm["embedding"][:, 0], recent[:, 0], gap, listed))
+            return Served(served.staleness, served.rank, served.ranked, served.top[:, None])
         rows = np.arange(b * a) if asked is None else np.flatnonzero(asked)
         device, which = np.divmod(rows, a)
+        of_rows, unranked = gap[device, which][:, None], seen[device]
+        listed = unranked
+        if self.ranking == "candidates":
+            listed = self._choice(arm["candidates"][device, which], of_rows, unranked)
         pairs = Pairs(
             items[device, None],
             hidden[device],
             arm["embedding"][device, which],
             recent[device, which],
-            gap[device, which][:, None],
-            seen[device],
+            of_rows,
+            listed,
         )
-        if self.ranking == "candidates":
-            listed = arm["candidates"][device, which]
-            pairs = pairs._replace(choice=self._choice(listed, pairs.gap[:, 0], seen[device]))
         whole = Served(
             np.ones((b, a), np.float32),
             np.zeros((b, a), np.int32),
@@ -286,8 +286,8 @@ class DeviceCore:
         return whole
 
     def _choice(self, candidates: Int32s, gap: Int64s, seen: npt.NDArray[np.uint8]) -> Int32s:
-        """(R, C) candidates, with popular items where there is no embedding."""
-        lacking = gap < _ZERO
+        """(R, C) candidates, with popular items where there is no embedding, as the gaps (R, 1) say."""
+        lacking = gap[:, 0] < _ZERO
         if not np.count_nonzero(lacking):
             return candidates
         popular = np.repeat(self._popular[None], np.count_nonzero(lacking), axis=0)

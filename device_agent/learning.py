@@ -75,7 +75,7 @@ class Learning:
 
     def _items(self, out: Records, items: Int32s, times_ms: Int64s) -> None:
         """History, SRM state, seen items and what was taken since each embedding, of items of the bundle."""
-        at = np.arange(len(out))
+        at = self._layout.every(len(out))
         slots = out["history_len"] % self._window
         out["history_items"][at, slots] = items
         out["history_times"][at, slots] = times_ms
@@ -97,7 +97,7 @@ class Learning:
 
     def _counts(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], known: Bools | None) -> None:
         """What every interaction leaves behind, whatever its item."""
-        out["recent_hashes"][np.arange(len(out)), out["hash_count"] % _HASHES] = hashes
+        out["recent_hashes"][self._layout.every(len(out)), out["hash_count"] % _HASHES] = hashes
         counters = self._layout.counters(out)
         counters += _ONE  # count, served, history_len, hash_count
         if np.count_nonzero(wave.serve) != len(out):

@@ -19,6 +19,8 @@ from streams.errors import BundleError, StoreError
 
 RECORD_VERSION: Final = 1
 """Of the record's fields; a record of another version is refused."""
+_OFTEN: Final = 1024
+"""Records at once for which row indexes are kept ready."""
 _COUNTERS_AT: Final = 16  # where count lies, followed by served, history_len, hash_count
 RECENT_HASHES: Final = 32
 """Event ids by which a device recognises a repeated event."""
@@ -143,6 +145,7 @@ class StateLayout:
         self._recent_at = _offset(self.dtype, "arm") + _offset(arm, "recent_mean")
         self._recent_width = manifest.d + 2 + len(PHI)
         self._arm_size = arm.itemsize
+        self._every = np.arange(_OFTEN)
         self._raw = np.dtype((np.void, self.dtype.itemsize))
         blank = np.zeros(1, self.dtype)
         blank["version"] = RECORD_VERSION
@@ -180,6 +183,10 @@ class StateLayout:
         The records must be contiguous, as `new`, `copy`, `take` and `unpack` give them.
         """
         return np.ndarray((len(records), 4), np.int64, records, _COUNTERS_AT, (records.itemsize, 8))
+
+    def every(self, n: int) -> npt.NDArray[np.intp]:
+        """(n,) the rows 0, 1, …, to index with; not to be written to."""
+        return self._every[:n] if n <= len(self._every) else np.arange(n)
 
     def recent(self, records: Records) -> npt.NDArray[np.float32]:
         """View (n, A, d+2+P) of recent_mean, recent_norm, inverse_norm and phi, which lie side by side.

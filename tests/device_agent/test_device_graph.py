@@ -63,7 +63,7 @@ def whole_graph(exclude_seen, ranking, item_vectors, few):
         strong_bundle(exclude_seen, few), ranking=ranking, candidates=C, list_length=K, item_vectors=item_vectors
     )
     onnx.checker.check_model(model, full_check=True)
-    return open_session(model.SerializeToString())
+    return open_session(model.SerializeToString(), fold=item_vectors != "int8")
 
 
 class Devices:
