@@ -88,11 +88,10 @@ class Learning:
             candidates = arm["candidates"]
             np.putmask(candidates, candidates == items[:, None, None], _NO_ITEM)
         mean, norm = arm["recent_mean"], arm["recent_norm"]
-        weight = norm * self._decay
-        weight += _ONE_FLOAT
-        norm[...] = weight
+        norm *= self._decay
+        norm += _ONE_FLOAT
         change = self._directions.take(items, axis=0)[:, None] - mean
-        change /= weight[..., None]
+        change /= norm[..., None]
         mean += change
 
     def _counts(self, out: Records, wave: Wave, hashes: npt.NDArray[np.uint64], known: Bools | None) -> None:
