@@ -6,6 +6,7 @@
     items.msgpack        item ids, titles, categories, in index order
     device.safetensors   what a device needs (see `DEVICE_TENSORS`)
     cloud.safetensors    what the cloud needs (see `CLOUD_TENSORS`)
+    live.safetensors     who took what up to the test period: what the cloud's live index begins with
 
 The bundle id is the hash of the file hashes: a changed byte is another bundle, and loading says so.
 """
@@ -29,14 +30,26 @@ from safetensors.numpy import save as save_tensors
 
 from streams.errors import BundleError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.msgpack"
 DEVICE: Final = "device.safetensors"
 CLOUD: Final = "cloud.safetensors"
+LIVE: Final = "live.safetensors"
 
-PHI: Final = ("cos_cached_recent", "cos_cached_last", "log_gap", "log_age", "spread")
-"""The staleness signals φ, in this order (P = 5); `device_agent.staleness` says what each is."""
+PHI: Final = (
+    "cos_cached_recent",
+    "cos_cached_last",
+    "log_gap",
+    "log_age",
+    "spread",
+    "agreement",
+    "cloud_deviation",
+    "srm_deviation",
+    "surprise",
+    "log_count",
+)
+"""The staleness signals φ, in this order (P = 10); `device_agent.staleness` says what each is."""
 
 DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "item_vectors": "(N, d) item vectors v_i of the shared space",
@@ -53,21 +66,34 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "srm.bias_out": "(N,) output biases",
     "phi.mean": "(P,) standardisation of the signals",
     "phi.scale": "(P,)",
-    "calibrator.gate.weight": "(d, 2d + P) gate over [e, m, standardised phi]",
+    "calibrator.gate.weight": "(d, 2d + h + P) gate over [e, m, SRM state, standardised phi]",
     "calibrator.gate.bias": "(d,)",
-    "calibrator.mlp.0.weight": "(H, 2d + P) hidden layer over the same",
+    "calibrator.mlp.0.weight": "(H, 2d + h + P) hidden layer over the same",
     "calibrator.mlp.0.bias": "(H,)",
     "calibrator.mlp.2.weight": "(d, H)",
     "calibrator.mlp.2.bias": "(d,)",
-    "staleness.weight": "(P,) logit of staleness over standardised phi",
-    "staleness.bias": "(1,)",
-    "fusion.alpha": "(1,) weight of the cloud's z-scores; the SRM's have 1 - alpha",
+    "staleness.0.weight": "(R, P) logit of staleness over standardised phi: linear, tanh, linear",
+    "staleness.0.bias": "(R,)",
+    "staleness.2.weight": "(1, R)",
+    "staleness.2.bias": "(1,)",
+    "fusion.alpha": "(2,) weight of the cloud's z-scores at staleness 0 and at staleness 1; the rest is the SRM's",
 }
 CLOUD_TENSORS: Final[Mapping[str, str]] = {
     "projector.0.weight": "(H, T) text vector of a profile to the shared space: linear, GELU, linear",
     "projector.0.bias": "(H,)",
     "projector.2.weight": "(d, H)",
     "projector.2.bias": "(d,)",
+    "sequence.table": "(N, d) item vectors at the input of the sequence network",
+    "sequence.bias": "(N,)",
+    "sequence.gaps": "(16, d) vectors of the time gap before an interaction",
+    "sequence.norm.weight": "(d,) LayerNorm over the input",
+    "sequence.norm.bias": "(d,)",
+    "sequence.gru.weight_ih": "(3s, d) GRU, gates in torch's order r, z, n",
+    "sequence.gru.weight_hh": "(3s, s)",
+    "sequence.gru.bias_ih": "(3s,)",
+    "sequence.gru.bias_hh": "(3s,)",
+    "sequence.out.weight": "(d, s) state to the shared space",
+    "sequence.out.bias": "(d,)",
 }
 
 
@@ -108,6 +134,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weight ratio of one interaction to the next newer one, in m."""
     exclude_seen: bool
     """The dataset has no repeats: what a user took is not recommended again."""
+    blend: dict[str, float]
+    """How the parts of the cloud model are mixed: the fields of `cloud_worker.blend.Blend`."""
+    live: dict[str, float]
+    """How the live index is asked: the fields of `cloud_worker.live.index.LiveOptions`."""
     metrics: dict[str, float]
     """What training measured on the validation period."""
     files: dict[str, str]
@@ -124,13 +154,14 @@ class Items(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded, verified bundle. ``cloud`` is empty where only the device's part was asked for."""
+    """A loaded, verified bundle. ``cloud`` and ``live`` are empty where only the device's part was asked for."""
 
     path: Path
     manifest: Manifest
     items: Items
     device: Mapping[str, npt.NDArray[np.float32]]
     cloud: Mapping[str, npt.NDArray[np.float32]]
+    live: Mapping[str, npt.NDArray[Any]]
 
     @property
     def id(self) -> str:
@@ -149,6 +180,7 @@ def save_bundle(
     items: Items,
     device: Mapping[str, npt.NDArray[np.floating]],
     cloud: Mapping[str, npt.NDArray[np.floating]],
+    live: Mapping[str, npt.NDArray[Any]],
 ) -> Manifest:
     """Write a bundle directory, whole or not at all.
 
@@ -156,6 +188,8 @@ def save_bundle(
     ----------
     manifest
         Every field of `Manifest` but format, bundle_id, files.
+    live
+        `cloud_worker.live.index.LiveIndex.state`: arrays of any type.
 
     Raises
     ------
@@ -166,6 +200,7 @@ def save_bundle(
         ITEMS: msgspec.msgpack.encode(items),
         DEVICE: save_tensors({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in sorted(device.items())}),
         CLOUD: save_tensors({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in sorted(cloud.items())}),
+        LIVE: save_tensors({k: np.ascontiguousarray(v) for k, v in sorted(live.items())}),
     }
     files = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
     full = Manifest(format=FORMAT, bundle_id=_bundle_id(files), files=files, **manifest)
@@ -214,16 +249,18 @@ def load_bundle(path: Path, *, part: str = "all") -> Bundle:
                 f"(SHA-256 {found[:12]}…, the manifest says {manifest.files[name][:12]}…)",
                 remedy="copy the bundle again, or train it anew",
             )
-    if set(manifest.files) != {ITEMS, DEVICE, CLOUD} or manifest.bundle_id != _bundle_id(manifest.files):
+    if set(manifest.files) != {ITEMS, DEVICE, CLOUD, LIVE} or manifest.bundle_id != _bundle_id(manifest.files):
         raise BundleError(f"bundle {path}: its manifest was changed after it was written")
     try:
         items = msgspec.msgpack.decode(blobs[ITEMS], type=Items)
         device = load_tensors(blobs[DEVICE])
         cloud = load_tensors(blobs[CLOUD])
+        live = load_tensors(blobs[LIVE])
     except (msgspec.MsgspecError, SafetensorError) as exc:
         raise BundleError(f"bundle {path}: {exc}") from exc
     _check(manifest, items, device, cloud, str(path))
-    return Bundle(path, manifest, items, device, cloud if part == "all" else {})
+    whole = part == "all"
+    return Bundle(path, manifest, items, device, cloud if whole else {}, live if whole else {})
 
 
 def _bundle_id(files: Mapping[str, str]) -> str:
@@ -249,7 +286,7 @@ def _check(
         "h": h,
         "3h": 3 * h,
         "P": len(PHI),
-        "2d + P": 2 * d + len(PHI),
+        "2d + h + P": 2 * d + h + len(PHI),
         "T": manifest.text_dim,
     }
     for declared, given in ((DEVICE_TENSORS, device), (CLOUD_TENSORS, cloud)):

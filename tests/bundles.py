@@ -48,21 +48,42 @@ def make_bundle(
         "srm.bias_out": normal(n_items),
         "phi.mean": normal(p),
         "phi.scale": np.ones(p, np.float32),
-        "calibrator.gate.weight": normal(d, 2 * d + p),
+        "calibrator.gate.weight": normal(d, 2 * d + h + p),
         "calibrator.gate.bias": np.full(d, 2.0, np.float32),
-        "calibrator.mlp.0.weight": normal(hidden, 2 * d + p),
+        "calibrator.mlp.0.weight": normal(hidden, 2 * d + h + p),
         "calibrator.mlp.0.bias": np.zeros(hidden, np.float32),
         "calibrator.mlp.2.weight": normal(d, hidden),
         "calibrator.mlp.2.bias": np.zeros(d, np.float32),
-        "staleness.weight": normal(p),
-        "staleness.bias": np.zeros(1, np.float32),
-        "fusion.alpha": np.full(1, 0.5, np.float32),
+        "staleness.0.weight": normal(8, p),
+        "staleness.0.bias": normal(8),
+        "staleness.2.weight": normal(1, 8),
+        "staleness.2.bias": np.zeros(1, np.float32),
+        "fusion.alpha": np.array([0.6, 0.4], np.float32),
     }
     cloud = {
         "projector.0.weight": normal(256, text_dim, scale=text_dim**-0.5),
         "projector.0.bias": normal(256),
         "projector.2.weight": normal(d, 256),
         "projector.2.bias": normal(d),
+        "sequence.table": device["item_vectors"],
+        "sequence.bias": device["item_bias"],
+        "sequence.gaps": normal(16, d),
+        "sequence.norm.weight": np.ones(d, np.float32),
+        "sequence.norm.bias": np.zeros(d, np.float32),
+        "sequence.gru.weight_ih": normal(3 * 96, d),
+        "sequence.gru.weight_hh": normal(3 * 96, 96),
+        "sequence.gru.bias_ih": normal(3 * 96),
+        "sequence.gru.bias_hh": normal(3 * 96),
+        "sequence.out.weight": normal(d, 96),
+        "sequence.out.bias": normal(d),
+    }
+    live = {
+        "keys": np.zeros(0, np.uint64),
+        "lengths": np.zeros(0, np.int64),
+        "items": np.zeros(0, np.int32),
+        "times_ms": np.zeros(0, np.int64),
+        "counts": np.zeros(n_items),
+        "counts_at_ms": np.zeros(1, np.int64),
     }
     items = Items(
         ids=[f"i{index}" for index in range(n_items)],
@@ -87,7 +108,9 @@ def make_bundle(
         "window": window,
         "recency_decay": 0.8,
         "exclude_seen": exclude_seen,
+        "blend": {"sequence": 0.5, "text": 0.2, "live": 0.3},
+        "live": {"last": 10, "users": 1000, "ring": 20, "takers": 16},
         "metrics": {},
     }
-    save_bundle(path, manifest, items, device, cloud)
+    save_bundle(path, manifest, items, device, cloud, live)
     return load_bundle(path)

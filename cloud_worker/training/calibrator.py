@@ -1,17 +1,22 @@
 """The calibrator that a device repairs a stale embedding with, distilled from the embedding the cloud would send now.
 
-    x = [e, m, φ_std]      ê = e + (1 - σ(W_g x + b_g)) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)      MLP: linear, GELU, linear
+    x = [e, m, h, φ_std]      ê = e + (1 - σ(W_g x + b_g)) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)      MLP: linear, GELU, linear
 
-The loss is the KL divergence from the scores of the fresh embedding to those of ê, plus a small cross-entropy on the
-next item: distillation recovers far more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device
-calibration: a reconstruction from the abstract; the tanh, which leaves a fresh embedding alone, and the distillation
-are ours.
+h is the state of the device's own SRM, which has seen everything the cloud has not. The loss is the KL divergence from
+the scores of the fresh embedding to those of ê, plus a small cross-entropy on the next item: distillation recovers far
+more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
+the abstract; h, the tanh, which leaves a fresh embedding alone, and the distillation are ours.
+
+`Stranger` is the control: the same distillation into a head that sees h and m only, so that no cloud is needed when it
+serves (a light sequence model that predicts the semantic embedding, after SEAL). What calibration adds over it is what
+the cached embedding is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,54 +32,118 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Q moments: embedding e (Q, d), mean m (Q, d), standardised φ (Q, P), gap (Q,), fresh (Q, d), next item (Q,)."""
+    """Q moments of serving with an embedding that may be stale.
+
+    Attributes
+    ----------
+    stale, means, fresh
+        (Q, d) e, m, and the embedding the cloud would send now.
+    hidden
+        (Q, h) the SRM's state.
+    phi
+        (Q, P) standardised signals.
+    gap
+        (Q,) interactions since e.
+    targets
+        (Q,) next items.
+    """
 
     stale: Floats
     means: Floats
+    hidden: Floats
     phi: Floats
     gap: npt.NDArray[np.int64]
     fresh: Floats
     targets: npt.NDArray[np.int64]
 
+    def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> CalibrationData:
+        """Some moments."""
+        return CalibrationData(
+            self.stale[rows],
+            self.means[rows],
+            self.hidden[rows],
+            self.phi[rows],
+            self.gap[rows],
+            self.fresh[rows],
+            self.targets[rows],
+        )
+
+
+class Repair(Protocol):
+    """What `fit` trains."""
+
+    def __call__(self, stale: Tensor, means: Tensor, hidden: Tensor, phi: Tensor, gap: Tensor) -> Tensor:
+        """(Q, d) ê."""
+        ...
+
 
 class Calibrator(nn.Module):
-    """The gate and the MLP over d dimensions."""
+    """The gate and the MLP.
 
-    def __init__(self, d: int, hidden: int) -> None:
+    Parameters
+    ----------
+    d, srm_dim, hidden
+        Widths of e, of h, and of the MLP.
+    """
+
+    def __init__(self, d: int, srm_dim: int, hidden: int) -> None:
         super().__init__()
-        width = 2 * d + len(PHI)
+        width = 2 * d + srm_dim + len(PHI)
+        self.d = d
+        # m is a mean of unit vectors: its numbers are √d times smaller than what the layers are initialised for.
+        self.mean_scale = float(np.sqrt(d))
         self.gate = nn.Linear(width, d)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, d))
 
-    def forward(self, stale: Tensor, means: Tensor, phi: Tensor, gap: Tensor) -> Tensor:
+    def forward(self, stale: Tensor, means: Tensor, hidden: Tensor, phi: Tensor, gap: Tensor) -> Tensor:
         """(Q, d) ê."""
-        x = torch.cat([stale, means, phi], dim=-1)
+        x = torch.cat([stale, means * self.mean_scale, hidden, phi], dim=-1)
         closed = 1.0 - torch.sigmoid(self.gate(x))
         repaired: Tensor = stale + closed * torch.tanh(gap[:, None] / 4.0) * (self.mlp(x) - stale)
         return repaired
 
-    @torch.no_grad()
-    def apply_to(self, data: CalibrationData) -> Floats:
-        """(Q, d) ê of all of `data`."""
-        device = self.gate.weight.device
-        arrays = (data.stale, data.means, data.phi, data.gap.astype(np.float32))
-        repaired: Floats = self(*(torch.from_numpy(a).to(device) for a in arrays)).cpu().numpy()
+    def tensors(self) -> dict[str, Floats]:
+        """As in `streams.bundle.DEVICE_TENSORS`; the scale of m is folded into the weights."""
+        named = {f"calibrator.{k}": v.detach().cpu().numpy().astype(np.float32) for k, v in self.state_dict().items()}
+        for name in ("calibrator.gate.weight", "calibrator.mlp.0.weight"):
+            named[name] = named[name].copy()
+            named[name][:, self.d : 2 * self.d] *= self.mean_scale
+        return named
+
+
+class Stranger(nn.Module):
+    """The control: ê from the device's own state and recent items, without any embedding from the cloud."""
+
+    def __init__(self, d: int, srm_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(srm_dim, hidden), nn.GELU(), nn.Linear(hidden, d))
+
+    def forward(self, stale: Tensor, means: Tensor, hidden: Tensor, phi: Tensor, gap: Tensor) -> Tensor:  # noqa: ARG002 - it is the control
+        """(Q, d) ê."""
+        repaired: Tensor = self.mlp(hidden)
         return repaired
 
-    def tensors(self) -> dict[str, Floats]:
-        """As in `streams.bundle.DEVICE_TENSORS`."""
-        return {f"calibrator.{k}": v.detach().cpu().numpy().astype(np.float32) for k, v in self.state_dict().items()}
+
+@torch.no_grad()
+def apply(model: Repair, data: CalibrationData) -> Floats:
+    """(Q, d) ê of all of `data`."""
+    assert isinstance(model, nn.Module)
+    device = next(model.parameters()).device
+    arrays = (data.stale, data.means, data.hidden, data.phi, data.gap.astype(np.float32))
+    repaired: Floats = model(*(torch.from_numpy(a).to(device) for a in arrays)).cpu().numpy()
+    return repaired
 
 
 def _no_word(_epoch: int, _loss: float) -> None: ...
 
 
 def fit(
-    model: Calibrator,
+    model: Repair,
     data: CalibrationData,
     vectors: Floats,
     bias: Floats,
     options: CalibratorOptions,
+    epochs: int,
     generator: np.random.Generator,
     after_epoch: Callable[[int, float], None] = _no_word,
 ) -> None:
@@ -86,16 +155,17 @@ def fit(
         (N, d) and (N,) of the shared space. Of a catalogue larger than ``options.negatives`` each batch compares so
         many items, the next ones always among them.
     """
-    device = model.gate.weight.device
+    assert isinstance(model, nn.Module)
+    device = next(model.parameters()).device
     v, b = torch.from_numpy(vectors).to(device), torch.from_numpy(bias).to(device)
-    arrays = (data.stale, data.means, data.phi, data.gap.astype(np.float32), data.fresh)
-    stale, means, phi, gap, fresh = (torch.from_numpy(a).to(device) for a in arrays)
+    arrays = (data.stale, data.means, data.hidden, data.phi, data.gap.astype(np.float32), data.fresh)
+    stale, means, hidden, phi, gap, fresh = (torch.from_numpy(a).to(device) for a in arrays)
     targets = torch.from_numpy(data.targets).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-2)
-    steps = max(1, options.epochs * -(-len(stale) // options.batch))
+    steps = max(1, epochs * -(-len(stale) // options.batch))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     model.train()
-    for epoch in range(options.epochs if len(stale) else 0):
+    for epoch in range(epochs if len(stale) else 0):
         losses = []
         order = torch.from_numpy(generator.permutation(len(stale))).to(device)
         for rows in torch.split(order, options.batch):
@@ -104,7 +174,7 @@ def fit(
                 drawn = torch.from_numpy(generator.choice(len(v), options.negatives, replace=False)).to(device)
                 items, inverse = torch.unique(torch.cat([some_targets, drawn]), return_inverse=True)
                 some_v, some_b, some_targets = v[items], b[items], inverse[: len(rows)]
-            repaired = model(stale[rows], means[rows], phi[rows], gap[rows])
+            repaired = model(stale[rows], means[rows], hidden[rows], phi[rows], gap[rows])
             logged = F.log_softmax(F.linear(repaired, some_v, some_b), dim=-1)
             wanted = F.log_softmax(F.linear(fresh[rows], some_v, some_b), dim=-1)
             loss = F.kl_div(logged, wanted, reduction="batchmean", log_target=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,21 @@ class Histories:
         (U + 1,) where each user's interactions begin.
     items, times_ms
         (E,) item indexes and event times.
+    order
+        (E,) the place of each interaction in the stream of all users' interactions.
     trained
         (U,) interactions of each user that lie in the training period; the others lie in the validation period.
+    users
+        (U,) the users' ids.
     """
 
     n_items: int
     starts: Ints
     items: Ints
     times_ms: Ints
+    order: Ints
     trained: Ints
+    users: npt.NDArray[np.str_]
 
     @property
     def n_users(self) -> int:
@@ -59,7 +66,9 @@ class Histories:
         return np.bincount(self.items[keep], minlength=self.n_items)
 
 
-def make_histories(users: Ints, items: Ints, times_ms: Ints, n_items: int, valid_start_ms: int) -> Histories:
+def make_histories(
+    users: npt.NDArray[Any], items: Ints, times_ms: Ints, n_items: int, valid_start_ms: int
+) -> Histories:
     """Group interactions by user.
 
     Parameters
@@ -71,7 +80,7 @@ def make_histories(users: Ints, items: Ints, times_ms: Ints, n_items: int, valid
     valid_start_ms
         First moment of the validation period.
     """
-    _, user = np.unique(users, return_inverse=True)
+    ids, user = np.unique(users, return_inverse=True)
     order = np.argsort(user, kind="stable")
     counts = np.bincount(user)
     trained = np.bincount(user, weights=(times_ms < valid_start_ms).astype(np.float64)).astype(np.int64)
@@ -80,5 +89,7 @@ def make_histories(users: Ints, items: Ints, times_ms: Ints, n_items: int, valid
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         items=items[order].astype(np.int64),
         times_ms=times_ms[order].astype(np.int64),
+        order=order.astype(np.int64),
         trained=trained,
+        users=ids,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +83,24 @@ def constant_ranks(scores: Floats, moments: Moments) -> Ranks:
     return np.concatenate(parts)
 
 
-def ranks(catalogue: Catalogue, moments: Moments, embeddings: Floats | None, alpha: float) -> Ranks:
-    """(Q,) ranks by the fused scores; without embeddings (Q, d) the SRM's alone, with α = 1 the cloud's alone."""
+def ranks(
+    catalogue: Catalogue, moments: Moments, embeddings: Floats | None, alpha: float | npt.NDArray[np.floating]
+) -> Ranks:
+    """(Q,) ranks by the fused scores; without embeddings (Q, d) the SRM's alone, with α = 1 the cloud's alone.
+
+    Parameters
+    ----------
+    alpha
+        Of all moments, or (Q,) of each.
+    """
     return np.asarray(ranks_for_alphas(catalogue, moments, embeddings, (alpha,))[0])
 
 
 def ranks_for_alphas(
-    catalogue: Catalogue, moments: Moments, embeddings: Floats | None, alphas: tuple[float, ...]
+    catalogue: Catalogue,
+    moments: Moments,
+    embeddings: Floats | None,
+    alphas: Sequence[float | npt.NDArray[np.floating]],
 ) -> npt.NDArray[np.int64]:
     """(len(alphas), Q) ranks for each α; the scores are computed once."""
     found = np.zeros((len(alphas), len(moments)), np.int64)
@@ -100,6 +111,7 @@ def ranks_for_alphas(
             cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
         seen, targets = part.seen(), part.targets
         for index, alpha in enumerate(alphas):
-            scores = srm if cloud is None else fused(cloud, srm, alpha)
+            each = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))[rows]
+            scores = srm if cloud is None else fused(cloud, srm, each)
             found[index, rows] = ranks_of(scores, targets, seen)
     return found

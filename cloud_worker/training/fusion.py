@@ -24,9 +24,9 @@ def standardised(scores: Floats) -> Floats:
     return np.where(deviation > 1e-6, centred / np.maximum(deviation, 1e-6), 0.0).astype(np.float32)
 
 
-def fused(cloud: Floats, srm: Floats, alpha: float) -> Floats:
-    """(Q, N) fused scores of standardised cloud and SRM scores."""
-    return alpha * cloud + np.float32(1.0 - alpha) * srm
+def fused(cloud: Floats, srm: Floats, alpha: Floats) -> Floats:
+    """(Q, N) fused scores of standardised cloud and SRM scores with α (Q,)."""
+    return alpha[:, None] * cloud + (np.float32(1.0) - alpha[:, None]) * srm
 
 
 def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -> float:

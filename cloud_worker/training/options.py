@@ -7,66 +7,83 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class SrmOptions:
-    """How the SRM is trained. The learning rate rises for a tenth of the epochs and falls to zero over the rest.
+class FitOptions:
+    """How a network that names the next item is trained. The rate rises for a tenth of the epochs, then falls to zero.
 
-    ``positions`` are the interactions of a batch. Catalogues of up to ``full_softmax_items`` are trained with the full
-    softmax, larger ones with ``negatives`` that a batch shares. ``final_epochs`` over training and validation period
-    together follow when everything is chosen: a model that stops at the validation period knows fewer items.
+    ``positions`` are the interactions of a batch, ``chunk`` those of one of its rows. Catalogues of up to
+    ``full_softmax_items`` are trained with the full softmax, larger ones with ``negatives`` that a batch shares.
+    ``final_epochs`` over training and validation period together follow when everything is chosen: a model that stops
+    at the validation period knows fewer items.
     """
 
-    dim: int = 64
-    epochs: int = 7
-    final_epochs: int = 2
-    dropout: float = 0.3
-    learning_rate: float = 6e-3
+    dim: int
+    epochs: int
+    final_epochs: int
+    dropout: float
+    chunk: int
+    learning_rate: float = 2e-3
     final_learning_rate: float = 1e-3
-    positions: int = 4096
+    weight_decay: float = 1e-2
+    positions: int = 2048
     negatives: int = 2048
     full_softmax_items: int = 5_000
 
 
 @dataclass(frozen=True)
-class CloudOptions:
-    """How the cloud's item vectors and projector are trained.
+class ProjectorOptions:
+    """How the projector from text vectors to the shared space is trained.
 
     ``stand_in_positions`` of all histories are embedded from a stand-in for their profile vector, which costs nothing;
-    then the projector alone is tuned on snapshots whose profile was really encoded. ``horizon`` next interactions are
-    a snapshot's target.
+    then the projector is tuned on moments whose profile was really encoded. ``horizon`` next interactions are such a
+    moment's target.
     """
 
     hidden: int = 256
-    stand_in_positions: int = 100_000
-    snapshot_epochs: int = 6
+    stand_in_positions: int = 40_000
+    epochs: int = 6
     batch: int = 512
     horizon: int = 5
-    learning_rate: float = 8e-3
+    learning_rate: float = 4e-3
     text_decay: float = 0.85
     ridge: float = 3.0
 
 
 @dataclass(frozen=True)
-class SnapshotOptions:
-    """Which moments of which users are encoded: what training costs most, so both numbers are bounds."""
+class MomentOptions:
+    """Which moments the cloud model is asked about in training, and of how many the profile is really encoded."""
 
-    train: int = 850
-    valid: int = 500
+    train: int = 5_000
+    valid: int = 3_000
     valid_stretch: int = 64
+    encoded_train: int = 850
+    encoded_valid: int = 500
     characters: int = 800_000
-    """Of profile texts; fewer snapshots are taken where profiles are long."""
+    """Of encoded profiles; fewer are encoded where profiles are long: encoding is what training costs most."""
 
 
 @dataclass(frozen=True)
 class CalibratorOptions:
     """How the calibrator is distilled."""
 
-    hidden: int = 64
+    hidden: int = 128
     epochs: int = 10
+    final_epochs: int = 4
     batch: int = 256
     learning_rate: float = 2e-3
     next_item_weight: float = 0.1
     largest_gap: int = 96
     negatives: int = 4096
+
+
+@dataclass(frozen=True)
+class ReliabilityOptions:
+    """How the staleness head is trained."""
+
+    hidden: int = 16
+    epochs: int = 40
+    batch: int = 256
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-2
 
 
 @dataclass(frozen=True)
@@ -77,16 +94,22 @@ class TrainOptions:
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
     d: int = 128
+    hidden: int = 192
+    """Width of the cloud's sequence network."""
     profile_items: int = 6
     window: int = 50
     recency_decay: float = 0.8
     retrain: bool = True
-    """Go on training the SRM over the validation period when everything is chosen."""
+    """Go on training both networks over the validation period when everything is chosen."""
     least_devices: int = 10
-    srm: SrmOptions = field(default_factory=SrmOptions)
-    cloud: CloudOptions = field(default_factory=CloudOptions)
-    snapshots: SnapshotOptions = field(default_factory=SnapshotOptions)
+    most_positions: int = 3_500_000
+    """Interactions that a network is trained on, all epochs together: large datasets have fewer epochs."""
+    srm: FitOptions = field(default_factory=lambda: FitOptions(64, 18, 4, 0.3, 64))
+    sequence: FitOptions = field(default_factory=lambda: FitOptions(128, 11, 3, 0.4, 50))
+    projector: ProjectorOptions = field(default_factory=ProjectorOptions)
+    moments: MomentOptions = field(default_factory=MomentOptions)
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
+    reliability: ReliabilityOptions = field(default_factory=ReliabilityOptions)
 
 
 @dataclass(frozen=True)

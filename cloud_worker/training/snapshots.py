@@ -1,7 +1,8 @@
-"""Which moments of which users the text encoder is asked about, and the pairs (stale, fresh) among them.
+"""Which moments of which users the cloud model is asked about, and the pairs (stale, fresh) among them.
 
-A snapshot is a user and a position p: the profile after p interactions. Encoding is what training costs most, so the
-snapshots lie in chains along a user's history, where every two of them make a pair with another gap.
+A snapshot is a user and a position p: what the cloud would send after p interactions. Snapshots lie in chains along a
+user's history, where every two of them make a pair with another gap. Encoding a profile is what training costs most,
+so only some users' are; the others' are represented by a stand-in (`cloud_worker.training.text.stand_ins`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.options import SnapshotOptions
+from cloud_worker.training.options import MomentOptions
 
 TRAIN_STEPS: Final = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
 CHAIN: Final = 6
@@ -23,7 +24,7 @@ VALID_PATTERN: Final = (0, 1, 5)
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Moments that were encoded.
+    """Moments at which the cloud's answer is known.
 
     Attributes
     ----------
@@ -31,11 +32,14 @@ class Snapshots:
         (S,) by user, then by position.
     valid
         (S,) what comes next lies in the validation period.
+    encoded
+        (S,) the profile text is really encoded.
     """
 
     users: Ints
     positions: Ints
     valid: npt.NDArray[np.bool_]
+    encoded: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.users)
@@ -56,43 +60,74 @@ class Pairs:
         return Pairs(self.stale[rows], self.fresh[rows])
 
 
-def choose(histories: Histories, options: SnapshotOptions, scale: float, generator: np.random.Generator) -> Snapshots:
+def choose(
+    histories: Histories, options: MomentOptions, characters_each: float, generator: np.random.Generator
+) -> Snapshots:
     """Draw users at random and lay chains along their histories, until the numbers of `options` are reached.
+
+    Those of the training period lie in the later half of it, where the live index knows as much as it will in service.
 
     Parameters
     ----------
-    scale
-        Share of those numbers that may be spent, in (0, 1].
+    characters_each
+        Mean length of a profile text: as many are encoded as ``options.characters`` allow.
     """
-    chosen: set[tuple[int, int, bool]] = set()
-    budget = max(CHAIN, int(options.train * scale))
+    middle_ms = int(np.median(histories.times_ms))
+    early = np.zeros(histories.n_users, np.int64)
+    np.add.at(early, np.repeat(np.arange(histories.n_users), histories.lengths), histories.times_ms < middle_ms)
+    scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
+    train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
+    valid = _stretches(histories, options.valid, options.valid_stretch, generator)
+    rows = sorted(
+        [(*row, False, index < scale * options.encoded_train) for index, row in enumerate(train)]
+        + [(*row, True, index < scale * options.encoded_valid) for index, row in enumerate(valid)]
+    )
+    users, positions, later, encoded = (np.array(column) for column in zip(*rows, strict=True)) if rows else [()] * 4
+    return Snapshots(
+        np.asarray(users, np.int64),
+        np.asarray(positions, np.int64),
+        np.asarray(later, np.bool_),
+        np.asarray(encoded, np.bool_),
+    )
+
+
+def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """(user, position) in the training period, chain by chain in random order; a few users may have several chains."""
     usable = np.flatnonzero(histories.trained >= 2)
-    while usable.size and sum(1 for _ in chosen) < budget:
+    chosen: dict[tuple[int, int], None] = {}
+    while usable.size and len(chosen) < budget:
         before = len(chosen)
         for user in generator.permutation(usable):
-            position = int(generator.integers(1, histories.trained[user]))
+            position = int(generator.integers(max(1, earliest[user]), histories.trained[user]))
             for _ in range(CHAIN):
                 if position >= histories.trained[user]:
                     break
-                chosen.add((int(user), position, False))
+                chosen[int(user), position] = None
                 position += int(generator.choice(TRAIN_STEPS))
             if len(chosen) >= budget:
                 break
         if len(chosen) == before:
             break
-    wanted = max(len(VALID_PATTERN), int(options.valid * scale)) + len(chosen)
+    return list(chosen)
+
+
+def _stretches(
+    histories: Histories, budget: int, stretch: int, generator: np.random.Generator
+) -> list[tuple[int, int]]:
+    """(user, position) in the validation period, user by user in random order."""
+    chosen: list[tuple[int, int]] = []
     lengths = histories.lengths
     for user in generator.permutation(np.flatnonzero(lengths > np.maximum(histories.trained, 1))):
         first, end = max(int(histories.trained[user]), 1), int(lengths[user])
-        first = int(generator.integers(first, max(first, end - options.valid_stretch) + 1))
-        for position in range(first, min(end, first + options.valid_stretch)):
-            if (position - first) % 16 in VALID_PATTERN:
-                chosen.add((int(user), position, True))
-        if len(chosen) >= wanted:
+        first = int(generator.integers(first, max(first, end - stretch) + 1))
+        chosen += [
+            (int(user), position)
+            for position in range(first, min(end, first + stretch))
+            if (position - first) % 16 in VALID_PATTERN
+        ]
+        if len(chosen) >= budget:
             break
-    rows = sorted(chosen)
-    users, positions, valid = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
-    return Snapshots(np.asarray(users, np.int64), np.asarray(positions, np.int64), np.asarray(valid, np.bool_))
+    return chosen
 
 
 def pairs_of(snapshots: Snapshots, largest_gap: int, *, valid: bool) -> Pairs:

@@ -1,11 +1,10 @@
-"""The shared space: item vectors v_i = A T_i + id_i with biases b_i, and the projector from profile text to e.
+"""The projector: from the text vector of a profile to the shared space, whose item vectors it takes as they are.
 
     e = projector(Text(profile))        score(i) = ⟨e, v_i⟩ + b_i        projector: linear, GELU, linear
 
-A profile vector costs a forward pass of the text encoder, so only some thousand can be had, too few to learn item
-vectors from. Therefore three steps: (1) items and projector from *stand-ins* at many positions, the recency-weighted
-mean of the items' own vectors; (2) a ridge regression from real profile vectors to stand-ins, folded into the
-projector's first layer; (3) the projector alone, on the real ones.
+A profile vector costs a forward pass of the text encoder, so only some hundred can be had. Therefore three steps: (1)
+the projector from *stand-ins* at many positions, the recency-weighted mean of the items' own text vectors; (2) a ridge
+regression from real profile vectors to stand-ins, folded into the first layer; (3) fine-tuning on the real ones.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.options import CloudOptions
+from cloud_worker.training.options import ProjectorOptions
 from cloud_worker.training.text import stand_ins
 
 Floats = npt.NDArray[np.float32]
-AfterEpoch = Callable[[int, int, float], None]
+AfterStep = Callable[[int, int, float], None]
 
 
 def _no_word(_done: int, _total: int, _loss: float) -> None: ...
@@ -33,61 +32,31 @@ SAMPLED = 4096
 """Items that a batch compares where the catalogue is larger."""
 
 
-class CloudModel(nn.Module):
-    """Item side and projector.
+class Projector(nn.Module):
+    """The two layers.
 
     Parameters
     ----------
-    text
-        (N, T) text vectors of the items.
-    popularity
-        (N,) interactions; the biases start at their logarithm.
+    width, hidden, dim
+        T, H and d.
     """
 
-    text: Tensor
-
-    def __init__(self, text: Floats, popularity: Ints, d: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dim: int) -> None:
         super().__init__()
-        n_items, width = text.shape
-        self.register_buffer("text", torch.from_numpy(text), persistent=False)
-        self.from_text = nn.Linear(width, d, bias=False)
-        self.ids = nn.Parameter(torch.randn(n_items, d) * 0.02)
-        logged = np.log1p(popularity)
-        self.bias = nn.Parameter(torch.from_numpy((logged - logged.mean()).astype(np.float32)) * 0.5)
-        self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, d)
+        self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, dim)
 
-    def vectors(self, items: Tensor | None = None) -> Tensor:
-        """(n, d) v of some items, or of all."""
-        if items is None:
-            mixed: Tensor = self.from_text(self.text) + self.ids
-        else:
-            mixed = self.from_text(self.text[items]) + self.ids[items]
-        return mixed
-
-    def project(self, profiles: Tensor) -> Tensor:
+    def forward(self, profiles: Tensor) -> Tensor:
         """(Q, d) e of profile vectors (Q, T)."""
         e: Tensor = self.second(F.gelu(self.first(profiles)))
         return e
 
     @torch.no_grad()
     def embed(self, profiles: Floats) -> Floats:
-        """(Q, d) e of profile vectors (Q, T), as the topics carry them: float16."""
-        device = self.bias.device
-        e: Floats = self.project(torch.from_numpy(profiles).to(device)).cpu().numpy()
-        return e.astype(np.float16).astype(np.float32)
+        """(Q, d) e of profile vectors (Q, T)."""
+        e: Floats = self(torch.from_numpy(profiles).to(self.first.weight.device)).cpu().numpy()
+        return e
 
-    @torch.no_grad()
-    def rescale(self, profiles: Floats) -> None:
-        """Make the mean length of e one and item vectors as much longer: scores stay, magnitudes suit float16."""
-        length = float(np.linalg.norm(self.embed(profiles), axis=1).mean())
-        if length <= 0 or not np.isfinite(length):
-            return
-        self.second.weight.div_(length)
-        self.second.bias.div_(length)
-        self.from_text.weight.mul_(length)
-        self.ids.mul_(length)
-
-    def cloud_tensors(self) -> dict[str, Floats]:
+    def tensors(self) -> dict[str, Floats]:
         """As in `streams.bundle.CLOUD_TENSORS`."""
         layers = {"projector.0": self.first, "projector.2": self.second}
         named = {
@@ -96,17 +65,27 @@ class CloudModel(nn.Module):
         return {name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in named.items()}
 
 
-def loss_of(model: CloudModel, profiles: Tensor, targets: Tensor, seen: Tensor | None, drawn: Tensor | None) -> Tensor:
+def loss_of(
+    model: Projector,
+    profiles: Tensor,
+    targets: Tensor,
+    seen: Tensor | None,
+    drawn: Tensor | None,
+    table: Tensor,
+    bias: Tensor,
+) -> Tensor:
     """Mean cross-entropy of targets (Q, K), -1 where there are fewer, among all items or those drawn (S,).
 
     Parameters
     ----------
     seen
         (Q, W) items not to compare with, -1 where there are fewer; None: none.
+    table, bias
+        (N, d) and (N,) of the shared space.
     """
-    e = model.project(profiles)
+    e = model(profiles)
     if drawn is None:
-        scores = F.linear(e, model.vectors(), model.bias)
+        scores = F.linear(e, table, bias)
         if seen is not None:
             row, column = torch.nonzero(seen >= 0, as_tuple=True)
             mask = torch.zeros_like(scores, dtype=torch.bool)
@@ -119,7 +98,7 @@ def loss_of(model: CloudModel, profiles: Tensor, targets: Tensor, seen: Tensor |
     else:
         known = targets.clamp_min(0)
         items, inverse = torch.unique(torch.cat([known.reshape(-1), drawn]), return_inverse=True)
-        logged = F.log_softmax(F.linear(e, model.vectors(items), model.bias[items]), dim=-1)
+        logged = F.log_softmax(F.linear(e, table[items], bias[items]), dim=-1)
         places = inverse[: known.numel()].reshape(known.shape)
     weight = (targets >= 0).float()
     own = logged.gather(1, places).masked_fill(targets < 0, 0.0)
@@ -144,38 +123,43 @@ def seen_items(histories: Histories, users: Ints, positions: Ints, limit: int = 
 
 
 def train_on_stand_ins(
-    model: CloudModel,
+    model: Projector,
+    space: tuple[Tensor, Tensor],
+    item_text: Floats,
     histories: Histories,
-    options: CloudOptions,
+    options: ProjectorOptions,
     *,
     last: int,
     exclude_seen: bool,
     generator: np.random.Generator,
-    after: AfterEpoch = _no_word,
+    after: AfterStep = _no_word,
 ) -> None:
-    """Step 1, in place: items and projector, from stand-ins at random positions of the training period."""
-    users = np.repeat(np.arange(histories.n_users), np.maximum(histories.trained - 1, 0))
-    first = np.repeat(np.cumsum(np.maximum(histories.trained - 1, 0)), np.maximum(histories.trained - 1, 0))
-    positions = np.arange(len(users)) - (first - np.maximum(histories.trained - 1, 0)[users]) + 1
-    if not len(users):
+    """Step 1, in place: from stand-ins at random positions of the training period.
+
+    Parameters
+    ----------
+    space
+        Item vectors and biases.
+    item_text
+        (N, T)
+    """
+    many = np.maximum(histories.trained - 1, 0)
+    if not many.any():
         return
-    text = model.text.cpu().numpy()
+    users = np.repeat(np.arange(histories.n_users), many)
+    positions = np.arange(len(users)) - np.repeat(np.cumsum(many) - many, many) + 1
     rounds = -(-options.stand_in_positions // len(users))
-    order = np.concatenate([generator.permutation(len(users)) for _ in range(rounds)])
-    order = order[: options.stand_in_positions]
+    order = np.concatenate([generator.permutation(len(users)) for _ in range(rounds)])[: options.stand_in_positions]
     cut = np.array_split(order, max(1, len(order) // options.batch))
-    ids = [model.ids]
-    others = [p for name, p in model.named_parameters() if name != "ids"]
-    optimiser = torch.optim.AdamW(
-        [{"params": ids, "weight_decay": 0.05}, {"params": others, "weight_decay": 1e-2}], lr=options.learning_rate
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.learning_rate, total_steps=len(cut), pct_start=0.1
     )
-    rate = options.learning_rate
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(cut), pct_start=0.1)
     for step, rows in enumerate(cut):
         u, p = users[rows], positions[rows]
-        profiles = stand_ins(histories, u, p, text, last=last, decay=options.text_decay)
+        profiles = stand_ins(histories, u, p, item_text, last=last, decay=options.text_decay)
         targets = next_items(histories, u, p, histories.trained[u], 1)
-        loss = loss_of(model, *_batch(model, histories, u, p, profiles, targets, exclude_seen, generator))
+        loss = loss_of(model, *_batch(space, histories, u, p, profiles, targets, exclude_seen, generator))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -185,7 +169,7 @@ def train_on_stand_ins(
 
 
 @torch.no_grad()
-def fold_in_real_profiles(model: CloudModel, profiles: Floats, stand_in: Floats, ridge: float) -> None:
+def fold_in_real_profiles(model: Projector, profiles: Floats, stand_in: Floats, ridge: float) -> None:
     """Step 2, in place: put x -> R x + c, the ridge regression from profiles to stand-ins (S, T), before layer one."""
     if not len(profiles):
         return
@@ -202,41 +186,40 @@ def fold_in_real_profiles(model: CloudModel, profiles: Floats, stand_in: Floats,
 
 
 def train_on_profiles(
-    model: CloudModel,
+    model: Projector,
+    space: tuple[Tensor, Tensor],
     histories: Histories,
     users: Ints,
     positions: Ints,
     profiles: Floats,
-    options: CloudOptions,
+    options: ProjectorOptions,
     *,
     exclude_seen: bool,
     generator: np.random.Generator,
-    after: AfterEpoch = _no_word,
+    after: AfterStep = _no_word,
 ) -> None:
-    """Step 3, in place: the projector, on real profile vectors (S, T) of the training period."""
+    """Step 3, in place: on real profile vectors (S, T) of the training period."""
     if not len(users):
         return
-    for parameter in (model.ids, model.from_text.weight, model.bias):
-        parameter.requires_grad_(False)
     rate = options.learning_rate / 10
-    optimiser = torch.optim.AdamW([*model.first.parameters(), *model.second.parameters()], lr=rate, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-2)
     targets = next_items(histories, users, positions, histories.trained[users], options.horizon)
-    for epoch in range(options.snapshot_epochs):
+    for epoch in range(options.epochs):
         losses = []
         for rows in np.array_split(generator.permutation(len(users)), max(1, len(users) // 128)):
             batch = _batch(
-                model, histories, users[rows], positions[rows], profiles[rows], targets[rows], exclude_seen, generator
+                space, histories, users[rows], positions[rows], profiles[rows], targets[rows], exclude_seen, generator
             )
             loss = loss_of(model, *batch)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(float(loss.detach()))
-        after(epoch + 1, options.snapshot_epochs, float(np.mean(losses)))
+        after(epoch + 1, options.epochs, float(np.mean(losses)))
 
 
 def _batch(
-    model: CloudModel,
+    space: tuple[Tensor, Tensor],
     histories: Histories,
     users: Ints,
     positions: Ints,
@@ -244,13 +227,19 @@ def _batch(
     targets: Ints,
     exclude_seen: bool,
     generator: np.random.Generator,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What `loss_of` wants, on the model's device."""
-    device = model.bias.device
-    n_items = len(model.bias)
-    drawn = seen = None
-    if n_items > SAMPLED:
-        drawn = torch.from_numpy(generator.choice(n_items, SAMPLED, replace=False)).to(device)
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The arguments of `loss_of` after the model."""
+    table, bias = space
+    seen = drawn = None
+    if len(bias) > SAMPLED:
+        drawn = torch.from_numpy(generator.choice(len(bias), SAMPLED, replace=False)).to(bias.device)
     elif exclude_seen:
-        seen = torch.from_numpy(seen_items(histories, users, positions)).to(device)
-    return torch.from_numpy(profiles).to(device), torch.from_numpy(targets).to(device), seen, drawn
+        seen = torch.from_numpy(seen_items(histories, users, positions)).to(bias.device)
+    return (
+        torch.from_numpy(profiles).to(bias.device),
+        torch.from_numpy(targets).to(bias.device),
+        seen,
+        drawn,
+        table,
+        bias,
+    )
