@@ -1,7 +1,7 @@
 """Every metric that Driftline exports, declared once.
 
-Prefix `driftline_`, base units, counters end in `_total`. Labels are arm, policy, partition, topic, reason: never a
-device or an item, whose number is not bounded.
+Prefix `driftline_`, base units, counters end in `_total`. Labels are arm, policy, partition, topic, reason, part:
+never a device or an item, whose number is not bounded.
 """
 
 from __future__ import annotations
@@ -163,6 +163,36 @@ class CloudMetrics(DeadLetterMetrics):
             "driftline_cloud_batch_requests",
             "Refresh requests in a batch.",
             buckets=_COUNTS,
+            registry=registry,
+        )
+        self.part_seconds = Histogram(
+            "driftline_cloud_part_seconds",
+            "Time a batch spent in a part of the user model: encode, sequence, live, fit.",
+            ("part",),
+            buckets=_IO_SECONDS,
+            registry=registry,
+        )
+        self.live_events = Counter(
+            "driftline_cloud_live_events_total", "Interactions taken into the live index.", registry=registry
+        )
+        self.live_skipped = Counter(
+            "driftline_cloud_live_skipped_events_total",
+            "Interactions left out of the live index.",
+            ("reason",),
+            registry=registry,
+        )
+        self.live_users = Gauge("driftline_cloud_live_users", "Users that the live index knows.", registry=registry)
+        self.live_items = Gauge(
+            "driftline_cloud_live_items", "Items that somebody in the live index took.", registry=registry
+        )
+        self.live_lag_seconds = Gauge(
+            "driftline_cloud_live_lag_seconds",
+            "Time since the live index had read all interactions that there were.",
+            registry=registry,
+        )
+        self.live_checkpoint_failures = Counter(
+            "driftline_cloud_live_checkpoint_failures_total",
+            "Checkpoints of the live index that could not be written.",
             registry=registry,
         )
 

@@ -111,6 +111,8 @@ class CloudSettings(_Group):
     """Size of the embedding cache on disk."""
     encoder_threads: int = Field(0, ge=0)
     """CPU threads of a local encoder; 0: all cores. Several workers on one machine share its cores."""
+    live_checkpoint_s: float = Field(30.0, gt=0)
+    """The live index is saved this often, if it changed; what came later is read again after a restart."""
 
 
 class ReplaySettings(_Group):

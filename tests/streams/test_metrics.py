@@ -13,8 +13,8 @@ CLASSES = sorted(
     (each for each in vars(metrics).values() if isinstance(each, type) and each.__module__ == metrics.__name__),
     key=lambda each: each.__name__,
 )
-LABELS = {"arm", "policy", "partition", "topic", "reason", "process"}
-UNITS = ("_seconds", "_ratio", "_total", "_interactions", "_requests", "_owned", "_bytes", "_info")
+LABELS = {"arm", "policy", "partition", "topic", "reason", "process", "part"}
+UNITS = ("_seconds", "_ratio", "_total", "_interactions", "_requests", "_owned", "_bytes", "_info", "_users", "_items")
 
 
 def _declared(cls):
