@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,12 +74,8 @@ def _export(model: Any, meta: GraphMeta, path: Path, folder: Path) -> None:
             return vectors
 
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=meta.max_tokens)}
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter's, about its own internals
+        with quiet(), torch.no_grad():
             torch.onnx.export(
                 Graph().eval(),
                 tuple(features[name] for name in names),
@@ -93,5 +91,16 @@ def _export(model: Any, meta: GraphMeta, path: Path, folder: Path) -> None:
         raise EncoderError(f"exporting a graph needs {exc.name}", remedy="install driftline[cloud]") from exc
     except Exception as exc:  # torch raises whatever the traced model does
         raise EncoderError(f"model folder {folder} cannot be exported to ONNX: {exc}", remedy=_REMEDY) from exc
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's and the quantiser's talk about their internals to themselves: some hundred lines a graph."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        chatter.setLevel(level)
+        logging.disable(before)

@@ -118,6 +118,6 @@ def load_model(folder: Path, *, device: str | None, threads: int | None = None, 
         torch.set_num_threads(threads)
     try:
         model = SentenceTransformer(str(folder), device=device, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as exc:
+    except Exception as exc:  # whatever the reader of its weights, its code or its configuration raises
         raise EncoderError(f"model folder {folder} cannot be loaded: {exc}") from exc
     return model.eval()
