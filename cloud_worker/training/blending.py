@@ -13,7 +13,7 @@ from torch import Tensor
 from cloud_worker.blend import Blend
 from cloud_worker.training import evaluate
 from cloud_worker.training.live import SparseScores
-from cloud_worker.training.metrics import ranks_of
+from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.networks import Answers, mixtures
 from streams.experiment.ranking_metrics import ndcg_at, reciprocal_rank
 
@@ -30,14 +30,27 @@ def worth(ranks: npt.NDArray[np.integer]) -> float:
 
 def best_live(found: list[SparseScores], moments: evaluate.Moments) -> tuple[int, list[float]]:
     """Which of several formulas ranks best alone, and what each is worth."""
-    values: list[float] = []
-    for sparse in found:
-        ranks = [np.zeros(0, np.int64)]
-        for rows, part in moments.blocks():
-            scores = sparse.take(rows).dense(moments.histories.n_items)
-            ranks.append(ranks_of(scores, part.targets, part.seen()))
-        values.append(worth(np.concatenate(ranks)))
+    values = [worth(live_ranks(sparse, moments)) for sparse in found]
     return int(np.argmax(values)), values
+
+
+def live_ranks(sparse: SparseScores, moments: evaluate.Moments) -> Ranks:
+    """(Q,) ranks by the live scores alone."""
+    ranks = [np.zeros(0, np.int64)]
+    for rows, part in moments.blocks():
+        ranks.append(ranks_of(sparse.take(rows).dense(moments.histories.n_items), part.targets, part.seen()))
+    return np.concatenate(ranks)
+
+
+@torch.no_grad()
+def teacher_ranks(answers: Answers, moments: evaluate.Moments, space: tuple[Tensor, Tensor], blend: Blend) -> Ranks:
+    """(Q,) ranks by the teacher: what the parts say together before it is put into d numbers."""
+    ranks = [np.zeros(0, np.int64)]
+    for start in range(0, len(moments), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(moments)))
+        at = moments.take(rows)
+        ranks.append(ranks_of(mixtures(answers.take(rows), space, blend).cpu().numpy(), at.targets, at.seen()))
+    return np.concatenate(ranks)
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ the cached embedding is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,17 @@ class Calibrator(nn.Module):
             named[name] = named[name].copy()
             named[name][:, self.d : 2 * self.d] *= self.mean_scale
         return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Floats]) -> Self:
+        """Build the calibrator of a bundle's device part."""
+        d, hidden = tensors["calibrator.mlp.2.weight"].shape
+        model = cls(d, tensors["calibrator.gate.weight"].shape[1] - 2 * d - len(PHI), hidden)
+        named = {name: np.array(tensors[f"calibrator.{name}"]) for name in model.state_dict()}
+        for name in ("gate.weight", "mlp.0.weight"):
+            named[name][:, d : 2 * d] /= model.mean_scale
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in named.items()})
+        return model.eval()
 
 
 class Stranger(nn.Module):

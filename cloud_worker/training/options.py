@@ -101,6 +101,8 @@ class TrainOptions:
     recency_decay: float = 0.8
     retrain: bool = True
     """Go on training both networks over the validation period when everything is chosen."""
+    controls: bool = True
+    """Train the controls that `driftline evaluate` compares with; they cost a second SRM."""
     least_devices: int = 10
     most_positions: int = 3_500_000
     """Interactions that a network is trained on, all epochs together: large datasets have fewer epochs."""

@@ -9,7 +9,8 @@ regression from real profile vectors to stand-ins, folded into the first layer; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,17 @@ class Projector(nn.Module):
             f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("weight", "bias")
         }
         return {name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Floats]) -> Self:
+        """Build the projector of a bundle's cloud part."""
+        hidden, width = tensors["projector.0.weight"].shape
+        model = cls(width, hidden, len(tensors["projector.2.bias"]))
+        for place, layer in (("0", model.first), ("2", model.second)):
+            layer.load_state_dict(
+                {part: torch.from_numpy(np.array(tensors[f"projector.{place}.{part}"])) for part in ("weight", "bias")}
+            )
+        return model.eval()
 
 
 def loss_of(

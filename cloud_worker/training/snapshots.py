@@ -44,6 +44,10 @@ class Snapshots:
     def __len__(self) -> int:
         return len(self.users)
 
+    def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Snapshots:
+        """Some of them."""
+        return Snapshots(self.users[rows], self.positions[rows], self.valid[rows], self.encoded[rows])
+
 
 @dataclass(frozen=True)
 class Pairs:

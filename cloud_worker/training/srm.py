@@ -9,7 +9,8 @@ everything that is measured here comes from the running state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,24 @@ class Gru4Rec(nn.Module):
             "srm.bias_out": self.bias,
         }
         return {name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Self:
+        """Build the network of a bundle's device part."""
+        n_items, dim = tensors["srm.item_in"].shape
+        model = cls(n_items, dim)
+        named = {
+            "items.weight": tensors["srm.item_in"],
+            "norm.weight": tensors["srm.norm.weight"],
+            "norm.bias": tensors["srm.norm.bias"],
+            "gru.weight_ih_l0": tensors["srm.gru.weight_ih"],
+            "gru.weight_hh_l0": tensors["srm.gru.weight_hh"],
+            "gru.bias_ih_l0": tensors["srm.gru.bias_ih"],
+            "gru.bias_hh_l0": tensors["srm.gru.bias_hh"],
+            "bias": tensors["srm.bias_out"],
+        }
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in named.items()})
+        return model.eval()
 
 
 def _whole(lengths: Ints, positions: int) -> Iterator[Ints]:

@@ -41,7 +41,7 @@ def train(
     device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.auto,
     split: Annotated[
         str, typer.Option(metavar="A,B,C", help="Fractions of training, validation and test period, by time.")
-    ] = "0.7,0.1,0.2",
+    ] = "0.8,0.1,0.1",
     retrain: Annotated[bool, typer.Option(help="Let the SRM go on over the validation period at the end.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Train even where a fitting bundle is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -91,7 +91,7 @@ def _fractions(given: str) -> tuple[float, float, float]:
     try:
         first, second, third = (float(part) for part in given.split(","))
     except ValueError as exc:
-        raise typer.BadParameter("three numbers with commas between them, as in 0.7,0.1,0.2") from exc
+        raise typer.BadParameter("three numbers with commas between them, as in 0.8,0.1,0.1") from exc
     if min(first, second, third) <= 0:
         raise typer.BadParameter("the fractions must be above 0")
     return first, second, third

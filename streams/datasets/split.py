@@ -20,7 +20,7 @@ class Split:
     test: Period
 
 
-def global_time_split(events: pl.DataFrame, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
+def global_time_split(events: pl.DataFrame, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
     """Cut at the two moments that come nearest to the fractions.
 
     A moment belongs to one period only, so on data of day resolution the periods are whole days and the fractions

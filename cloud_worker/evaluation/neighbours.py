@@ -1,0 +1,64 @@
+"""The two oldest rankers, to compare with: recent popularity and item-kNN.
+
+Item-kNN scores an item by its cosine to the user's last items, over who took what before the test period (Sarwar et
+al. 2001, "Item-based collaborative filtering recommendation algorithms"); newer items of the user weigh more. Recent
+popularity counts the interactions of the last tenth before the test period.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cloud_worker.training import evaluate
+from cloud_worker.training.data import Histories
+from cloud_worker.training.metrics import Ranks, ranks_of
+
+LAST: Final = 20
+DECAY: Final = 0.85
+
+
+class ItemNeighbours:
+    """Cosines between items over the users who took them before the test period."""
+
+    def __init__(self, histories: Histories) -> None:
+        users = np.repeat(np.arange(histories.n_users), histories.lengths)
+        nth = np.arange(len(users)) - histories.starts[users]
+        known = nth < histories.trained[users]
+        shape = (histories.n_users, histories.n_items)
+        taken = sparse.csr_matrix((np.ones(int(known.sum())), (users[known], histories.items[known])), shape)
+        taken.data[:] = 1.0
+        length = np.sqrt(np.maximum(np.asarray(taken.sum(axis=0)).ravel(), 1.0))
+        scaled = taken @ sparse.diags(1.0 / length)
+        self._cosines = sparse.csr_matrix(scaled.T @ scaled)
+        self._cosines.setdiag(0.0)
+        self._histories = histories
+
+    def ranks(self, moments: evaluate.Moments) -> Ranks:
+        """(Q,) ranks of what was taken."""
+        found = [np.zeros(0, np.int64)]
+        for _, part in moments.blocks():
+            rows, columns, weights = [], [], []
+            for row, (user, position) in enumerate(zip(part.users, part.positions, strict=True)):
+                last = self._histories.of(int(user), int(position))[::-1][:LAST]
+                rows.append(np.full(len(last), row))
+                columns.append(last)
+                weights.append(DECAY ** np.arange(len(last)))
+            shape = (len(part), self._histories.n_items)
+            asked = sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape)
+            scores: npt.NDArray[np.floating] = (asked @ self._cosines).toarray()
+            found.append(ranks_of(scores, part.targets, part.seen()))
+        return np.concatenate(found)
+
+
+def recent_popularity(histories: Histories, moments: evaluate.Moments) -> Ranks:
+    """(Q,) ranks by interactions in the last tenth before the test period."""
+    users = np.repeat(np.arange(histories.n_users), histories.lengths)
+    known = np.arange(len(users)) - histories.starts[users] < histories.trained[users]
+    since = np.quantile(histories.times_ms[known], 0.9)
+    late = known & (histories.times_ms >= since)
+    counts = np.bincount(histories.items[late], minlength=histories.n_items).astype(np.float32)
+    return evaluate.constant_ranks(counts, moments)

@@ -1,0 +1,206 @@
+"""The moments of the test period that a bundle is judged on, and everything the pipeline would have known at them.
+
+A moment is an interaction of the test period whose user has one before; it is judged by the rank of what was taken,
+over the whole catalogue, from all that was known before it. For a gap g the device serves with the embedding that the
+cloud would have sent g interactions ago, with the live index as it was then. Users are drawn whole, and their moments
+taken in stretches, since neighbouring moments share the embeddings that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cloud_worker.blend import Blend
+from cloud_worker.encoder import Encoder
+from cloud_worker.live.index import LiveOptions
+from cloud_worker.sequence import SequenceModel
+from cloud_worker.training import calibrator, live, text
+from cloud_worker.training.bench import Bench, make_bench
+from cloud_worker.training.data import Histories, Ints, make_histories
+from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
+from cloud_worker.training.projector import Projector
+from cloud_worker.training.snapshots import Pairs, Snapshots
+from cloud_worker.training.srm import Gru4Rec
+from streams.bundle import Bundle
+from streams.datasets import Prepared
+from streams.errors import DatasetError
+
+Floats = npt.NDArray[np.float32]
+OnProgress = Callable[[str, int, int], None]
+
+GAPS: Final = (0, 1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class TestPeriod:
+    """The moments and what is known at them.
+
+    Attributes
+    ----------
+    bench
+        Snapshots of all moments and of those from which their stale embeddings come; ``hidden`` and ``embeddings`` of
+        each.
+    answers
+        What the parts of the cloud say there.
+    moments
+        (Q,) index of each judged moment's snapshot.
+    repair
+        The bundle's calibrator.
+    """
+
+    bundle: Bundle
+    bench: Bench
+    answers: Answers
+    networks: Networks
+    blend: Blend
+    moments: Ints
+    repair: calibrator.Calibrator
+
+    @property
+    def histories(self) -> Histories:
+        """Everybody's interactions, the test period's among them."""
+        return self.bench.histories
+
+    def pairs(self, gap: int) -> tuple[Ints, Pairs]:
+        """Moments whose user had interactions enough for a gap: their places in ``moments``, and the pairs."""
+        snapshots = self.bench.snapshots
+        key = snapshots.users * (int(snapshots.positions.max(initial=0)) + 1) + snapshots.positions
+        users, positions = snapshots.users[self.moments], snapshots.positions[self.moments]
+        able = np.flatnonzero(positions - gap >= 1)
+        wanted = users[able] * (int(snapshots.positions.max(initial=0)) + 1) + positions[able] - gap
+        return able, Pairs(np.searchsorted(key, wanted), self.moments[able])
+
+    def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
+        """(Q,) s from standardised φ (Q, P), by the bundle's head."""
+        tensors = self.bundle.device
+        hidden = np.tanh(phi @ tensors["staleness.0.weight"].T + tensors["staleness.0.bias"])
+        logits = hidden @ tensors["staleness.2.weight"][0] + tensors["staleness.2.bias"][0]
+        return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
+
+    def alpha(self, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """(Q,) weight of the cloud in the fusion, at staleness s (Q,)."""
+        fresh, stale = (float(each) for each in self.bundle.device["fusion.alpha"])
+        return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
+
+
+def load_test_period(
+    bundle: Bundle,
+    prepared: Prepared,
+    encoder: Encoder,
+    *,
+    moments: int,
+    seed: int,
+    gaps: Sequence[int] = GAPS,
+    window: int | None = None,
+    on_progress: OnProgress = lambda _stage, _done, _total: None,
+) -> TestPeriod:
+    """Draw the moments and let every part of the bundle look at them.
+
+    Parameters
+    ----------
+    moments
+        At most so many.
+    window
+        Items of a refresh request; the bundle's.
+
+    Raises
+    ------
+    DatasetError
+        No interaction of the test period has one of its user before it.
+    """
+    manifest = bundle.manifest
+    histories = _histories(bundle, prepared)
+    at_users, at_positions = _draw(histories, moments, np.random.default_rng(seed))
+    if not len(at_users):
+        raise DatasetError(
+            f"dataset {manifest.dataset}: no user of the test period has an interaction before it",
+            remedy="judge on more data, or with another --split",
+        )
+    wide = int(histories.lengths.max()) + 1
+    wanted = [at_users * wide + at_positions - gap for gap in {0, *gaps}]
+    enough = [at_positions - gap >= 1 for gap in {0, *gaps}]
+    keys = np.unique(np.concatenate([each[able] for each, able in zip(wanted, enough, strict=True)]))
+    every = np.ones(len(keys), np.bool_)
+    snapshots = Snapshots(keys // wide, keys % wide, every, every)
+    networks = _networks(bundle)
+    profiles = text.profile_texts(
+        histories, snapshots, bundle.items.titles, bundle.items.categories, manifest.profile_items
+    )
+    vectors = text.encode_all(encoder, profiles, lambda done, total: on_progress("profile texts", done, total))
+    live_options = msgspec.convert(manifest.live, LiveOptions)
+    (scores,) = live.scores_at(
+        histories,
+        snapshots.users,
+        snapshots.positions,
+        [live_options],
+        exclude_seen=manifest.exclude_seen,
+        on_done=lambda done, total: on_progress("live index", done, total),
+    )
+    answers = Answers(
+        sequence_embeddings(
+            networks.sequence, histories, snapshots.users, snapshots.positions, window or manifest.window
+        ),
+        networks.projector.embed(vectors),
+        scores,
+    )
+    blend = msgspec.convert(manifest.blend, Blend)
+    embeddings = fitted(answers, networks.space(), blend, lambda done, total: on_progress("fitting", done, total))
+    bench = make_bench(
+        networks,
+        histories,
+        snapshots,
+        embeddings,
+        exclude_seen=manifest.exclude_seen,
+        decay=manifest.recency_decay,
+        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
+    )
+    return TestPeriod(
+        bundle,
+        bench,
+        answers,
+        networks,
+        blend,
+        np.searchsorted(keys, at_users * wide + at_positions),
+        calibrator.Calibrator.from_tensors(bundle.device),
+    )
+
+
+def _histories(bundle: Bundle, prepared: Prepared) -> Histories:
+    """All interactions; ``trained`` counts those before the test period."""
+    index = {item: row for row, item in enumerate(bundle.items.ids)}
+    items = np.array([index[item] for item in prepared.events["item_id"]], np.int64)
+    return make_histories(
+        prepared.events["device_id"].to_numpy(),
+        items,
+        prepared.events["event_time_ms"].to_numpy(),
+        len(index),
+        bundle.manifest.test.start_ms,
+    )
+
+
+def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:
+    """(Q,) users and positions: users in random order, all their moments of the test period, until there are enough."""
+    lengths, first = histories.lengths, np.maximum(histories.trained, 1)
+    order = generator.permutation(np.flatnonzero(lengths > first))
+    counts = np.cumsum(lengths[order] - first[order])
+    order = np.sort(order[: int(np.searchsorted(counts, most)) + 1])
+    users = np.repeat(order, lengths[order] - first[order])
+    nth = np.arange(len(users)) - np.repeat(np.cumsum(lengths[order] - first[order]), lengths[order] - first[order])
+    return users, first[users] + nth
+
+
+def _networks(bundle: Bundle) -> Networks:
+    projector = Projector.from_tensors(bundle.cloud)
+    sequence = SequenceModel.from_tensors(bundle.cloud)
+    return Networks(Gru4Rec.from_tensors(bundle.device), sequence, projector, projector)
+
+
+def with_moments(period: TestPeriod, rows: Ints) -> TestPeriod:
+    """Only some of the judged moments."""
+    return replace(period, moments=period.moments[rows])

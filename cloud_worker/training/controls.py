@@ -1,0 +1,77 @@
+"""The two controls of every comparison: what a gain is worth that costs no cloud.
+
+- **second seed**: another SRM of the same kind, fused with the first. What it gains, any second model gains.
+- **distilled head**: a head over the SRM's state that was distilled from the cloud's embeddings, after SEAL. What it
+  gains, the cloud knows only because it is larger: a device can have it without ever asking.
+
+They lie beside a bundle, are no part of it, and nothing serves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cloud_worker.training.calibrator import Stranger
+from cloud_worker.training.srm import Gru4Rec
+from streams.errors import BundleError
+
+Floats = npt.NDArray[np.float32]
+FILE: Final = "controls.safetensors"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Both controls, and the weight of each in its fusion with the SRM, chosen as the bundle's own."""
+
+    second: Gru4Rec
+    second_alpha: float
+    head: Stranger
+    head_alpha: float
+
+
+def save_controls(bundle: Path, bundle_id: str, controls: Controls) -> None:
+    """Write them into the bundle's folder."""
+    tensors = {f"second.{name}": array for name, array in controls.second.tensors().items()}
+    tensors |= {f"head.{name}": tensor.detach().cpu().numpy() for name, tensor in controls.head.state_dict().items()}
+    tensors["alphas"] = np.array([controls.second_alpha, controls.head_alpha])
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, bundle / FILE, {"bundle": bundle_id}
+    )
+
+
+def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
+    """Read them; None where the bundle was trained without.
+
+    Raises
+    ------
+    BundleError
+        They belong to another bundle, or are damaged.
+    """
+    path = bundle / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            owner = (file.metadata() or {}).get("bundle")
+            tensors: Mapping[str, Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if owner != bundle_id:
+            raise BundleError(f"{path} belongs to bundle {owner}, not to {bundle_id}", remedy="train the bundle again")
+        second = Gru4Rec.from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
+        d, hidden = tensors["head.mlp.2.weight"].shape
+        head = Stranger(d, tensors["head.mlp.0.weight"].shape[1], hidden)
+        head.load_state_dict(
+            {name[5:]: torch.from_numpy(np.array(each)) for name, each in tensors.items() if name.startswith("head.")}
+        )
+        second_alpha, head_alpha = (float(each) for each in tensors["alphas"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as exc:
+        raise BundleError(f"{path} cannot be read: {exc}", remedy="train the bundle again") from exc
+    return Controls(second, second_alpha, head.eval(), head_alpha)
