@@ -56,7 +56,10 @@ def teacher(sequence: Tensor, text: Tensor | None, live: Tensor | None, blend: B
     if text is not None and blend.text:
         parts.append((blend.text, torch.softmax(text, dim=1)))
     model_weight = sum(weight for weight, _ in parts)
-    mixed = torch.stack([share * (weight / model_weight) for weight, share in parts]).sum(dim=0)
+    if model_weight:
+        mixed = torch.stack([share * (weight / model_weight) for weight, share in parts]).sum(dim=0)
+    else:  # the live part alone; where it knows nothing, the sequence is what is left
+        mixed = parts[0][1]
     if live is None or not blend.live:
         return mixed
     top = live.amax(dim=1, keepdim=True)

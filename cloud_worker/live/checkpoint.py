@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,13 @@ VERSION: Final = "1"
 _REMEDY: Final = "remove it; the index is then built again from the bundle and the topic"
 
 
-def write(path: Path, index: LiveIndex, bundle_id: str, positions: Mapping[int, int]) -> None:
+def write(path: Path, index: LiveIndex, bundle_id: str, topic: str, positions: Mapping[int, int]) -> None:
     """Save the index and the next offset of each partition, whole or not at all.
+
+    Parameters
+    ----------
+    topic
+        What the offsets count in: an id that a topic deleted and made anew does not have.
 
     Raises
     ------
@@ -30,6 +36,7 @@ def write(path: Path, index: LiveIndex, bundle_id: str, positions: Mapping[int, 
     meta = {
         "version": VERSION,
         "bundle": bundle_id,
+        "topic": topic,
         "options": msgspec.json.encode(index.options).decode(),
         "positions": msgspec.json.encode({str(k): v for k, v in positions.items()}).decode(),
     }
@@ -39,14 +46,17 @@ def write(path: Path, index: LiveIndex, bundle_id: str, positions: Mapping[int, 
         scratch.write_bytes(save({name: np.ascontiguousarray(array) for name, array in index.state().items()}, meta))
         scratch.replace(path)
     except OSError as exc:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise StoreError(
             f"the live index cannot be saved to {path}: {exc.strerror or exc}", remedy="see that the disk has room"
         ) from exc
 
 
-def read(path: Path, n_items: int, options: LiveOptions, bundle_id: str) -> tuple[LiveIndex, dict[int, int]] | None:
-    """Read a saved index and its positions; None where there is none, or it belongs to another bundle.
+def read(
+    path: Path, n_items: int, options: LiveOptions, bundle_id: str, topic: str
+) -> tuple[LiveIndex, dict[int, int]] | None:
+    """Read a saved index and its positions; None where there is none, or it belongs to another bundle or topic.
 
     Raises
     ------
@@ -62,6 +72,7 @@ def read(path: Path, n_items: int, options: LiveOptions, bundle_id: str) -> tupl
         if (
             meta["version"] != VERSION
             or meta["bundle"] != bundle_id
+            or meta["topic"] != topic
             or msgspec.json.decode(meta["options"], type=LiveOptions) != options
         ):
             return None

@@ -93,6 +93,19 @@ class LiveIndex:
         """Users that the index knows."""
         return len(self._slots)
 
+    @property
+    def items_taken(self) -> int:
+        """Items that somebody took."""
+        return int(np.count_nonzero(self._taken))
+
+    def taken_before(self, key: int, time_ms: int) -> Ints:
+        """What a user took before an event time, as far as his ring goes back; in no order."""
+        slot = self._slots.get(key)
+        if slot is None:
+            return np.zeros(0, np.int64)
+        earlier = (self._items[slot] < self.n_items) & (self._times[slot] < time_ms)
+        return np.asarray(self._items[slot, earlier], np.int64)
+
     def asked_with(self, options: LiveOptions) -> Self:
         """The same memory, asked by another formula of equal sizes: good until the next `observe`."""
         view = copy.copy(self)
