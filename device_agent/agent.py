@@ -28,7 +28,8 @@ from device_agent.embeddings import APPLIED, FATES, FUTURE, NOT_FINITE, OLDER, R
 from device_agent.learning import Learning
 from device_agent.ranking import Mode, popular_items, without_seen
 from device_agent.serving import NumpyServing, Pairs, Served, Serving
-from device_agent.staleness import StalenessModel, unit_vectors, write_age
+from device_agent.signals import SignalWriter, write_age
+from device_agent.staleness import StalenessModel
 from device_agent.state import Records, StateLayout
 from device_agent.step import StepResult, Wave, nothing_happened
 from streams.bundle import Bundle
@@ -83,6 +84,8 @@ class DeviceCore:
     ------
     SettingsError
         An arm names a policy or parameter that does not exist.
+    BundleError
+        Its numbers are so large that scores would overflow.
     """
 
     def __init__(
@@ -105,10 +108,9 @@ class DeviceCore:
         self._serving = serving or NumpyServing(bundle, ranking=ranking, list_length=list_length)
         self.ranking: Mode = self._serving.ranking
         self.list_length = self._serving.list_length
-        # The last row is zero: the direction of item -1, the last item of a device without a history.
-        directions = np.concatenate([unit_vectors(tensors["item_vectors"]), np.zeros((1, manifest.d), np.float32)])
-        self._learning = Learning(bundle, self.layout, directions)
-        self._embeddings = Embeddings(manifest, self.layout, directions)
+        writer = SignalWriter(bundle)
+        self._learning = Learning(bundle, self.layout, writer)
+        self._embeddings = Embeddings(manifest, self.layout, writer)
         self._popular = popular_items(tensors["popularity"], candidates)
 
     @property

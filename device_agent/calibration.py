@@ -1,14 +1,14 @@
 """Repairing a stale embedding on the device.
 
-With x = [e, m, φ_standardised], the cached embedding, the recency-weighted mean of what was taken since, and the
-staleness signals::
+With x = [e, m, h, φ_standardised]: the cached embedding, the recency-weighted mean of what was taken since, the state
+of the device's own SRM, which has seen everything, and the staleness signals::
 
     gate = σ(W_g x + b_g)
     ê    = e + (1 - gate) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)         MLP: linear, GELU (erf), linear
 
 At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights.
 
-Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the abstract; the tanh is ours.
+Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the abstract; h and the tanh are ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from scipy.special import erf, expit
+
+from streams.bundle import PHI
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,27 +45,32 @@ class Calibrator:
         gate, first, second = (
             tensors[f"calibrator.{each}.weight"].astype(np.float64) for each in ("gate", "mlp.0", "mlp.2")
         )
-        self.dim = d = gate.shape[0]
+        self.dim = gate.shape[0]
         mean, scale = tensors["phi.mean"].astype(np.float64), tensors["phi.scale"].astype(np.float64)
         # gelu(z) = z/√2 · √2/2 · (1 + erf(z/√2)): with z/√2 as what the matrix yields, two constants disappear.
         # The gate appears only as 1 - σ(z) = σ(-z), so its weights are negated.
         weight = np.concatenate([-gate, first / np.sqrt(2)])
         bias = np.concatenate([-tensors["calibrator.gate.bias"], tensors["calibrator.mlp.0.bias"] / np.sqrt(2)])
-        weight[:, 2 * d :] /= scale
-        bias = bias - weight[:, 2 * d :] @ mean
+        of_phi = weight[:, -len(PHI) :]
+        of_phi /= scale
+        bias = bias - of_phi @ mean
         self._joint = np.ascontiguousarray(weight.T, dtype=np.float32)
         self._joint_bias = bias.astype(np.float32)
         self._second = np.ascontiguousarray(second.T * (np.sqrt(2) / 2), dtype=np.float32)
         self._opening = np.tanh(np.arange(_WIDE_OPEN) / 4).astype(np.float32)
         self._second_bias = tensors["calibrator.mlp.2.bias"].astype(np.float32)
 
-    def __call__(self, embedding: Floats, recent: Floats, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
+    def __call__(
+        self, embedding: Floats, recent: Floats, hidden: Floats, phi: Floats, gap: npt.NDArray[np.integer]
+    ) -> Floats:
         """Calibrated embeddings ê.
 
         Parameters
         ----------
         embedding, recent
             (R, d) cached embeddings e, and means m of what was taken since (zero where nothing was).
+        hidden
+            (R, h) SRM states h before the interaction that is served.
         phi
             (R, P) signals as `device_agent.staleness` gives them, not standardised.
         gap
@@ -73,7 +80,7 @@ class Calibrator:
         -------
         (R, d) float32
         """
-        y = np.concatenate([embedding, recent, phi], axis=1) @ self._joint
+        y = np.concatenate((embedding, recent, hidden, phi), axis=1) @ self._joint
         y += self._joint_bias
         inner = y[:, self.dim :]
         hidden = erf(inner)

@@ -18,6 +18,7 @@ gap              i64 (R, 1)        interactions since as_of, before it; -1: no e
 candidates       i32 (R, C)       with the ranking "candidates": items, -1 for none
 seen             u8 (R, ⌈N/8⌉)    with the ranking "catalogue", if the bundle excludes what was seen
 last_items       i32 (R, 1)        of the whole graph alone: last item before it; -1: none
+count            i64 (R, 1)        of the whole graph alone: interactions before it
 age_ms           i64 (R, 1)        of the whole graph alone: event time since the embedding was asked for
 ===============  ===============  =======================================================================
 
@@ -52,7 +53,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.fusion import SMALLEST_VARIANCE, FusionTables, ItemVectors, QuantisedRows, square_root
 from device_agent.ranking import Mode
-from device_agent.staleness import LOG_AGE, unit_vectors
+from device_agent.signals import LARGEST_HALF, unit_vectors
+from device_agent.staleness import CLOUD_DEVIATION, LOG_AGE, folded_head
 from streams.bundle import PHI, Bundle
 from streams.errors import BundleError
 
@@ -64,8 +66,7 @@ SERVED: Final = ("staleness", "rank", "ranked", "top")
 WHOLE: Final = (*SERVED, "calibrated", "scores", "hidden_after", "recent_after")
 _DENSE_FROM: Final = 8
 _DENSE_ITEMS: Final = 30
-_LARGEST_HALF: Final = 65504.0
-_LARGEST_PHI: Final = 64.0  # the logarithms of int64 stay below
+_LARGEST_PHI: Final = 1e6  # logarithms and correlations are small; a z-score stays below the root of N
 _LAYER_NORM_EPS: Final = 1e-5  # torch's
 _MS_PER_HOUR: Final = 3_600_000.0
 
@@ -148,7 +149,7 @@ def build_graph(
     found["calibrated"] = _calibrated(g, tensors, embedding, recent)
     tables = FusionTables.of(bundle)
     _check_range(bundle, tables)
-    query = _query(g, tables, found["calibrated"], has)
+    query = _query(g, tables, found["calibrated"], found["staleness"], has)
     catalogue = _Catalogue(g, tables, item_vectors, query)
     if ranking == "candidates":
         columns = candidates
@@ -160,10 +161,10 @@ def build_graph(
     found["rank"] = _rank(g, scores, ranking)
     found["ranked"] = ranked
     found["top"] = _top(g, scores, ranking, list_length, columns)
-    if "hidden_after" in outputs:
+    if "hidden_after" in outputs or "recent_after" in outputs:
         found["hidden_after"] = _gru(g, tensors)
     if "recent_after" in outputs:
-        found["recent_after"] = _signals(g, bundle, embedding, recent, has)
+        found["recent_after"] = _signals(g, bundle, tables, embedding, recent, found["hidden_after"], has)
     return _model(g, bundle, {name: found[name] for name in outputs}, ranking, candidates)
 
 
@@ -183,12 +184,12 @@ def write_graph(bundle: Bundle, path: Path, **options: Any) -> onnx.ModelProto:
 
 
 def _staleness(g: Nodes, tensors: Mapping[str, Floats], recent: str, has: str) -> str:
-    """(R, 1) s = σ(w · φ_standardised + b), 1 without an embedding; the standardisation is folded into w and b."""
-    weight = tensors["staleness.weight"].astype(np.float64) / tensors["phi.scale"]
-    bias = tensors["staleness.bias"] - weight @ tensors["phi.mean"]
-    d = tensors["item_vectors"].shape[1]
-    of_recent = np.concatenate([np.zeros(d + 2), weight])[:, None]  # reading all of it saves a node that cuts φ out
-    s = g("Sigmoid", g("Gemm", recent, g.const(of_recent), g.const(bias)))
+    """(R, 1) s as in `device_agent.staleness`, 1 without an embedding."""
+    weight, bias = folded_head(tensors)
+    unread = np.zeros((tensors["item_vectors"].shape[1] + 2, len(weight)))  # reading all saves a node that cuts φ out
+    inner = g("Tanh", g("Gemm", recent, g.const(np.concatenate([unread, weight.T])), g.const(bias)))
+    second, second_bias = tensors["staleness.2.weight"].T, tensors["staleness.2.bias"]
+    s = g("Sigmoid", g("Gemm", inner, g.const(second), g.const(second_bias)))
     return g("Where", has, s, g.const(1))
 
 
@@ -201,11 +202,12 @@ def _calibrated(g: Nodes, tensors: Mapping[str, Floats], embedding: str, recent:
     gate, first = (tensors[f"calibrator.{each}.weight"].astype(np.float64) for each in ("gate", "mlp.0"))
     d, hidden = gate.shape[0], first.shape[0]
     weight = np.concatenate([-gate, first])
-    weight[:, 2 * d :] /= tensors["phi.scale"]
+    of_e_and_m, of_srm, of_phi = np.split(weight, [2 * d, weight.shape[1] - len(PHI)], axis=1)
+    of_phi = of_phi / tensors["phi.scale"]
     bias = np.concatenate([-tensors["calibrator.gate.bias"], tensors["calibrator.mlp.0.bias"]])
-    bias = bias - weight[:, 2 * d :] @ tensors["phi.mean"]
-    spread = np.concatenate([weight[:, : 2 * d], np.zeros((len(weight), 2)), weight[:, 2 * d :]], axis=1)
-    joint = g("Gemm", g("Concat", embedding, recent, axis=1), g.const(spread.T), g.const(bias))
+    bias = bias - of_phi @ tensors["phi.mean"]
+    spread = np.concatenate([of_e_and_m, np.zeros((len(weight), 2)), of_phi, of_srm], axis=1)
+    joint = g("Gemm", g("Concat", embedding, recent, "hidden", axis=1), g.const(spread.T), g.const(bias))
     gate_logit, inner = g.many("Split", 2, joint, g.ints(d, hidden), axis=1)
     second, second_bias = tensors["calibrator.mlp.2.weight"].T, tensors["calibrator.mlp.2.bias"]
     repaired = g("Gemm", g("Gelu", inner), g.const(second), g.const(second_bias))
@@ -214,7 +216,7 @@ def _calibrated(g: Nodes, tensors: Mapping[str, Floats], embedding: str, recent:
     return g("Add", embedding, change)
 
 
-def _query(g: Nodes, tables: FusionTables, calibrated: str, has: str) -> tuple[str, str, str, str]:
+def _query(g: Nodes, tables: FusionTables, calibrated: str, staleness: str, has: str) -> tuple[str, str, str, str]:
     """The query in four parts, (R, d), (R, 1), (R, h), (R, 1): see `device_agent.fusion`.
 
     Where one of the two has no say (no embedding, or scores that do not differ) its part is 0 and the other's weight 1.
@@ -233,9 +235,10 @@ def _query(g: Nodes, tables: FusionTables, calibrated: str, has: str) -> tuple[s
     usable = g("Cast", g("Greater", both, tiny), to=TensorProto.FLOAT)
     # Arithmetic on flags: a weight is 1, less the other's share if the other is usable. Each Where would cost three of
     # these nodes.
-    alpha = tables.alpha
-    shares = g("Gemm", usable, g.const([[0, -alpha], [alpha - 1, 0]]), g.const([1, 1]))
-    weights = g("Mul", usable, shares)
+    fresh, stale = tables.alpha
+    others_share = g("Gemm", staleness, g.const([[fresh - stale, stale - fresh]]), g.const([1 - fresh, fresh]))
+    others = g("MatMul", usable, g.const([[0, 1], [1, 0]]))
+    weights = g("Mul", usable, g("Sub", g.const(1), g("Mul", others, others_share)))
     scales = g("Div", weights, g("Sqrt", g("Max", both, tiny)))
     cloud_scale, srm_scale = g.many("Split", 2, scales, g.ints(1, 1), axis=1)
     return g("Mul", calibrated, cloud_scale), cloud_scale, g("Mul", "hidden", srm_scale), srm_scale
@@ -244,12 +247,12 @@ def _query(g: Nodes, tables: FusionTables, calibrated: str, has: str) -> tuple[s
 def _check_range(bundle: Bundle, tables: FusionTables) -> None:
     """Refuse weights with which scores of some float16 embedding could overflow: the graph has no nodes for NaN."""
     tensors, phi = bundle.device, (np.full(len(PHI), _LARGEST_PHI) + np.abs(bundle.device["phi.mean"]))
-    d = bundle.manifest.d
-    largest = np.concatenate([np.full(d, _LARGEST_HALF), np.ones(d), phi / np.abs(tensors["phi.scale"])])
+    d, h = bundle.manifest.d, bundle.manifest.srm_dim
+    largest = np.concatenate([np.full(d, LARGEST_HALF), np.ones(d + h), phi / np.abs(tensors["phi.scale"])])
     for layer in ("0", "2"):  # GELU shrinks
         weight = np.abs(tensors[f"calibrator.mlp.{layer}.weight"].astype(np.float64))
         largest = weight @ largest + np.abs(tensors[f"calibrator.mlp.{layer}.bias"])
-    variance = (d * max(_LARGEST_HALF, largest.max()) ** 2 + 1) * np.trace(tables.cloud_covariance)
+    variance = (d * max(LARGEST_HALF, largest.max()) ** 2 + 1) * np.trace(tables.cloud_covariance)
     if not variance < np.finfo(np.float32).max:
         raise BundleError(
             f"bundle {bundle.path}: the calibrator's weights are so large that scores would overflow",
@@ -398,9 +401,11 @@ def _present_age(g: Nodes, d: int) -> str:
     return g("Concat", before, g("Cast", log, to=TensorProto.FLOAT), after, axis=1)
 
 
-def _signals(g: Nodes, bundle: Bundle, embedding: str, recent: str, has: str) -> str:
-    """(R, d+2+P) m, its weight, 1 / ‖e‖ and φ after the item, as in `device_agent.staleness`."""
-    d, p = bundle.manifest.d, len(PHI)
+def _signals(
+    g: Nodes, bundle: Bundle, tables: FusionTables, embedding: str, recent: str, hidden_after: str, has: str
+) -> str:
+    """(R, d+2+P) m, its weight, 1 / ‖e‖ and φ after the item, as in `device_agent.signals`."""
+    d, h, p = bundle.manifest.d, bundle.manifest.srm_dim, len(PHI)
     known, one, zero = _known(g), g.const(1), g.const(0)
     mean, norm, inverse_norm, phi = g.many("Split", 4, recent, g.ints(d, 1, 1, p), axis=1)
     # The last row is zero: the direction of item -1, the last item of a device without a history.
@@ -409,7 +414,8 @@ def _signals(g: Nodes, bundle: Bundle, embedding: str, recent: str, has: str) ->
     weight = g("Add", g("Mul", norm, g.const(bundle.manifest.recency_decay)), one)
     moved = g("Add", mean, g("Div", g("Sub", direction, mean), weight))
     mean, norm = g("Where", known, moved, mean), g("Where", known, weight, norm)
-    last = g("Gather", directions, g("Squeeze", g("Where", known, "items", "last_items"), g.ints(1)))
+    last_item = g("Squeeze", g("Where", known, "items", "last_items"), g.ints(1))
+    last = g("Gather", directions, last_item)
 
     def dot(x: str, y: str) -> str:
         return g("ReduceSum", g("Mul", x, y), g.ints(1), keepdims=1)
@@ -420,14 +426,36 @@ def _signals(g: Nodes, bundle: Bundle, embedding: str, recent: str, has: str) ->
     cos_last = g("Mul", dot(embedding, last), inverse_norm)
     gap = g("Add", g("Cast", "gap", to=TensorProto.FLOAT), g.const(2))
     log_gap = g("Log", gap)
-    log_age = g("Slice", phi, g.ints(LOG_AGE), g.ints(LOG_AGE + 1), g.ints(1))
+    log_age, cloud_deviation = (
+        g("Slice", phi, g.ints(at), g.ints(at + 1), g.ints(1)) for at in (LOG_AGE, CLOUD_DEVIATION)
+    )
     spread = g("Where", nothing, zero, g("Sub", one, length))
+
+    of_srm = np.concatenate([square_root(tables.srm_covariance), tables.cross_covariance], axis=1)
+    of_hidden = g("Gemm", hidden_after, g.const(of_srm[:-1]), g.const(of_srm[-1:]))
+    root, across, across_bias = g.many("Split", 3, of_hidden, g.ints(h + 1, d, 1), axis=1)
+    variance = g("Max", g("ReduceSumSquare", root, g.ints(1), keepdims=1), g.const(SMALLEST_VARIANCE))
+    srm_deviation = g("Mul", g("Log", variance), g.const(0.5))
+    inverse = g("Exp", g("Neg", cloud_deviation))
+    together = g("Mul", g("Add", dot(embedding, across), across_bias), inverse)
+    agreement = g("Div", together, g("Sqrt", variance))
+    # Rows are centred, so a score less its mean is a product; the last row is zero: item -1 surprises nobody.
+    cut = tables.split
+    centred = g.const(np.concatenate([tables.rows[:, :cut], np.zeros((1, cut), np.float32)]))
+    vector, bias = g.many("Split", 2, g("Gather", centred, last_item), g.ints(d, 1), axis=1)
+    surprise = g("Mul", g("Add", dot(embedding, vector), bias), inverse)
+    log_count = g("Log", g("Add", g("Cast", "count", to=TensorProto.FLOAT), g.const(2)))
     by_name = {
         "cos_cached_recent": cos_recent,
         "cos_cached_last": cos_last,
         "log_gap": log_gap,
         "log_age": log_age,
         "spread": spread,
+        "agreement": agreement,
+        "cloud_deviation": cloud_deviation,
+        "srm_deviation": srm_deviation,
+        "surprise": surprise,
+        "log_count": log_count,
     }
     phi = g("Concat", *(by_name[name] for name in PHI), axis=1)
     phi = g("Where", has, phi, zero)
@@ -448,6 +476,7 @@ def _model(g: Nodes, bundle: Bundle, outputs: Mapping[str, str], ranking: Mode, 
         "candidates": (TensorProto.INT32, ["R", candidates]),
         "seen": (TensorProto.UINT8, ["R", (manifest.n_items + 7) // 8]),
         "last_items": (TensorProto.INT32, ["R", 1]),
+        "count": (TensorProto.INT64, ["R", 1]),
         "age_ms": (TensorProto.INT64, ["R", 1]),
     }
     columns = candidates if ranking == "candidates" else manifest.n_items

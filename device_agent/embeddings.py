@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.ranking import without_seen
-from device_agent.staleness import inverse_norms, recent_of_window, write_age, write_signals
+from device_agent.signals import SignalWriter, inverse_norms, recent_of_window, write_age
 from device_agent.state import Records, StateLayout
 from streams.bundle import Manifest
 
@@ -28,18 +28,12 @@ cached one; exactly as much; more interactions than the device has seen; it hold
 
 
 class Embeddings:
-    """Applies embeddings to records of one layout.
+    """Applies embeddings to records of one layout."""
 
-    Parameters
-    ----------
-    directions
-        (N + 1, d) unit item vectors; the last row is zero: the direction of item -1.
-    """
-
-    def __init__(self, manifest: Manifest, layout: StateLayout, directions: Floats) -> None:
+    def __init__(self, manifest: Manifest, layout: StateLayout, writer: SignalWriter) -> None:
         self._manifest = manifest
         self._layout = layout
-        self._directions = directions
+        self._writer = writer
 
     def apply(
         self,
@@ -84,7 +78,7 @@ class Embeddings:
             out["history_items"][rows],
             out["history_len"][rows],
             gap,
-            self._directions,
+            self._writer.directions,
             float(np.float32(self._manifest.recency_decay)),
         )
         vector = half[rows].astype(np.float32)
@@ -93,14 +87,17 @@ class Embeddings:
         arm["recent_norm"][at] = norm
         arm["inverse_norm"][at] = inverse_norm
         phi = np.empty((len(rows), 1, arm["phi"].shape[-1]), np.float32)
-        write_signals(
+        self._writer.write_embedded(phi[:, 0], vector)
+        self._writer.write(
             phi,
             embedding=vector[:, None],
             inverse_norm=inverse_norm[:, None],
             mean=mean[:, None],
             norm=norm[:, None],
-            last=self._directions.take(out["last_item"][rows], axis=0),
             gap=gap[:, None],
+            last_item=out["last_item"][rows],
+            hidden=out["srm_hidden"][rows],
+            count=out["count"][rows],
         )
         write_age(phi, np.maximum(out["last_time_ms"][rows] - event_time_ms[rows], 0)[:, None])
         arm["phi"][at] = phi[:, 0]

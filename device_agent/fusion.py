@@ -4,11 +4,12 @@ The SRM scores item i with h · o_i + c_i (hidden state h), the cloud's calibrat
 fused score is the score fusion of LSC4Rec (arXiv 2501.05647, collaborative inference)::
 
     fused = α z(cloud) + (1 - α) z(SRM),      z(x) = (x - mean) / std over the whole catalogue
+    α = (1 - s) α₀ + s α₁                     s the staleness of the embedding that is served with
 
-and without an embedding the SRM ranks alone. Since z is taken over the whole catalogue (seen items and items outside
-the candidate list included), the score of an item does not depend on what it is compared with, and the standard
-deviations are quadratic forms of ê and h: std² = xᵀ Cov x with x = [ê, 1] and Cov the covariance of the rows
-[v_i, b_i], a constant of the bundle. So a fused score is one dot product q · t_i with
+and without an embedding the SRM ranks alone. That α follows s is ours. Since z is taken over the whole catalogue (seen
+items and items outside the candidate list included), the score of an item does not depend on what it is compared with,
+and the standard deviations are quadratic forms of ê and h: std² = xᵀ Cov x with x = [ê, 1] and Cov the covariance of
+the rows [v_i, b_i], a constant of the bundle. So a fused score is one dot product q · t_i with
 
     q = [α/σ_cloud · [ê, 1], (1-α)/σ_SRM · [h, 1]]        t_i = [v_i, b_i, o_i, c_i], each column less its mean
 
@@ -42,17 +43,31 @@ class FusionTables:
         (N, D) t_i, with D = d + 1 + h + 1.
     split
         d + 1: where the SRM's columns begin.
-    cloud_covariance, srm_covariance
-        (d + 1, d + 1) and (h + 1, h + 1) float64.
+    covariance
+        (D, D) float64, of the rows.
     alpha
-        Weight of the cloud's z-scores.
+        α₀ and α₁: weight of the cloud's z-scores at staleness 0 and 1.
     """
 
     rows: Floats
     split: int
-    cloud_covariance: npt.NDArray[np.float64]
-    srm_covariance: npt.NDArray[np.float64]
-    alpha: float
+    covariance: npt.NDArray[np.float64]
+    alpha: tuple[float, float]
+
+    @property
+    def cloud_covariance(self) -> npt.NDArray[np.float64]:
+        """(d + 1, d + 1) of the cloud's columns."""
+        return self.covariance[: self.split, : self.split]
+
+    @property
+    def srm_covariance(self) -> npt.NDArray[np.float64]:
+        """(h + 1, h + 1) of the SRM's columns."""
+        return self.covariance[self.split :, self.split :]
+
+    @property
+    def cross_covariance(self) -> npt.NDArray[np.float64]:
+        """(h + 1, d + 1): of the SRM's columns with the cloud's."""
+        return self.covariance[self.split :, : self.split]
 
     @staticmethod
     def of(bundle: Bundle) -> FusionTables:
@@ -61,14 +76,12 @@ class FusionTables:
         parts = ("item_vectors", "item_bias", "srm.item_out", "srm.bias_out")
         rows = np.column_stack([tensors[name].astype(np.float64) for name in parts])
         rows -= rows.mean(axis=0)
-        split = tensors["item_vectors"].shape[1] + 1
-        cloud, srm = rows[:, :split], rows[:, split:]
+        fresh, stale = tensors["fusion.alpha"].tolist()
         return FusionTables(
             rows=rows.astype(np.float32),
-            split=split,
-            cloud_covariance=cloud.T @ cloud / len(rows),
-            srm_covariance=srm.T @ srm / len(rows),
-            alpha=float(tensors["fusion.alpha"][0]),
+            split=tensors["item_vectors"].shape[1] + 1,
+            covariance=rows.T @ rows / len(rows),
+            alpha=(fresh, stale),
         )
 
     def rounded(self) -> FusionTables:

@@ -1,7 +1,7 @@
 """What an interaction leaves in the records: counts, history, SRM state, m, and the signals φ. All of it in numpy.
 
-A device's record is the same to the bit however its events were batched (tests/device_agent/test_agent.py). Everything
-here keeps that: each row is computed by operations that treat it alone, see `device_agent.srm`.
+What follows from interactions alone is the same to the bit however events were batched (`device_agent.state.digest`).
+Everything here keeps that: each row is computed by operations that treat it alone, see `device_agent.row_product`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from device_agent.signals import SignalWriter
 from device_agent.srm import Srm
-from device_agent.staleness import write_signals
 from device_agent.state import RECENT_HASHES, Records, StateLayout
 from device_agent.step import Wave
 from streams.bundle import Bundle
@@ -30,18 +30,12 @@ _HASHES: Final = np.array(RECENT_HASHES)
 
 
 class Learning:
-    """Writes interactions into records of one layout.
+    """Writes interactions into records of one layout."""
 
-    Parameters
-    ----------
-    directions
-        (N + 1, d) unit item vectors; the last row is zero: the direction of item -1.
-    """
-
-    def __init__(self, bundle: Bundle, layout: StateLayout, directions: Floats) -> None:
+    def __init__(self, bundle: Bundle, layout: StateLayout, writer: SignalWriter) -> None:
         manifest = bundle.manifest
         self._layout = layout
-        self._directions = directions
+        self._writer = writer
         self._srm = Srm(bundle.device)
         self._exclude_seen = manifest.exclude_seen
         self._decay = np.array(manifest.recency_decay, np.float32)
@@ -63,14 +57,16 @@ class Learning:
     def signals(self, out: Records, embedding: Floats, gap: Int64s, *, all_known: bool) -> None:
         """Write φ, but for log_age, of embeddings (B, A, d) and gaps (B, A) after the wave."""
         arm = out["arm"]
-        write_signals(
+        self._writer.write(
             arm["phi"],
             embedding=embedding,
             inverse_norm=arm["inverse_norm"],
             mean=arm["recent_mean"],
             norm=None if all_known else arm["recent_norm"],
-            last=self._directions.take(out["last_item"], axis=0),
             gap=gap,
+            last_item=out["last_item"],
+            hidden=out["srm_hidden"],
+            count=out["count"],
         )
 
     def _items(self, out: Records, items: Int32s, times_ms: Int64s) -> None:
@@ -90,7 +86,7 @@ class Learning:
         mean, norm = arm["recent_mean"], arm["recent_norm"]
         norm *= self._decay
         norm += _ONE_FLOAT
-        change = self._directions.take(items, axis=0)[:, None] - mean
+        change = self._writer.directions.take(items, axis=0)[:, None] - mean
         change /= norm[..., None]
         mean += change
 

@@ -71,22 +71,33 @@ class Ranker:
         self._covariance[split:, split:] = tables.srm_covariance
         self._rows = tables.rows
         self._columns = np.ascontiguousarray(self._rows.T)
-        self._weights = np.array([tables.alpha, 1 - tables.alpha], np.float32)
+        fresh, stale = tables.alpha
+        self._weights = np.array([fresh, 1 - fresh], np.float32)
+        self._weights_slope = np.array([stale - fresh, fresh - stale], np.float32)
 
-    def queries(self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_] | None) -> Floats:
+    def queries(
+        self, calibrated: Floats, hidden: Floats, has_embedding: npt.NDArray[np.bool_] | None, staleness: Floats
+    ) -> Floats:
         """(R, D) query vectors from ê (R, d) and h (R, h).
 
-        Rows of ê without an embedding are not looked at; None: all have one.
+        Parameters
+        ----------
+        has_embedding
+            (R,) rows of ê without an embedding are not looked at; None: all have one.
+        staleness
+            (R,) s of the embeddings, which says how much they weigh.
         """
         n = len(hidden)
         one = self._ones[:n] if n <= len(self._ones) else np.ones((n, 1), np.float32)
         q: Floats = np.concatenate((calibrated, one, hidden, one), axis=1)
         if has_embedding is not None:
             q[~has_embedding, : self._split] = 0
+        shares = staleness[:, None] * self._weights_slope
+        shares += self._weights
         variance = self._variances(q)
         usable = variance > _SMALLEST_VARIANCE
         if np.count_nonzero(usable) == usable.size:
-            scale = self._weights / np.sqrt(variance)
+            scale = shares / np.sqrt(variance)
         else:
             # Scores that do not differ, or are not numbers, have no say: then the others rank alone.
             cloud = q[:, : self._split]
@@ -94,7 +105,7 @@ class Ranker:
             variance = self._variances(q)
             usable = (variance > _SMALLEST_VARIANCE) & np.isfinite(variance)
             cloud[~usable[:, 0]] = 0
-            weights = np.where(usable.all(axis=1, keepdims=True), self._weights, np.float32(1))
+            weights = np.where(usable.all(axis=1, keepdims=True), shares, np.float32(1))
             scale = np.where(usable, weights / np.sqrt(np.where(usable, variance, 1)), np.float32(0))
         q *= scale.take(self._part_of_column, axis=1)
         return q

@@ -116,7 +116,8 @@ class NumpyServing:
         staleness = self._staleness(phi)
         if lacking is not None:
             staleness[lacking] = 1
-        queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, None if lacking is None else has)
+        known = None if lacking is None else has
+        queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, known, staleness)
         if self.ranking == "catalogue":
             found = self._ranker.catalogue(queries, pairs.items[:, 0], pairs.choice.view(np.uint8))
         else:
@@ -126,11 +127,13 @@ class NumpyServing:
     def calibrated(self, pairs: Pairs) -> Floats:
         """(R, d) ê."""
         phi, mean = pairs.recent[:, self._phi], pairs.recent[:, : self._d]
-        return self._calibrate(pairs.embedding.astype(np.float32), mean, phi, pairs.gap[:, 0])
+        return self._calibrate(pairs.embedding.astype(np.float32), mean, pairs.hidden, phi, pairs.gap[:, 0])
 
     def scores(self, pairs: Pairs) -> Floats:
         """(R, C or N) fused scores, -inf where an item is not to be ranked."""
-        queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, pairs.gap[:, 0] >= 0)
+        has = pairs.gap[:, 0] >= 0
+        staleness = self._staleness(pairs.recent[:, self._phi], has)
+        queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, has, staleness)
         if self.ranking == "catalogue":
             return self._ranker.catalogue_scores(queries, pairs.choice.view(np.uint8))
         return self._ranker.candidate_scores(queries, pairs.choice.view(np.int32))

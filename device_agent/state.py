@@ -17,7 +17,7 @@ import numpy.typing as npt
 from streams.bundle import PHI, Manifest
 from streams.errors import BundleError, StoreError
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 """Of the record's fields; a record of another version is refused."""
 _OFTEN: Final = 1024
 """Records at once for which row indexes are kept ready."""

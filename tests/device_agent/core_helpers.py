@@ -121,17 +121,25 @@ class PlainDevice:
         cos = 1.0 if m is None else self.e @ m / np.linalg.norm(self.e) / np.linalg.norm(m)
         last = self.e @ self.unit(self.items[-1]) / np.linalg.norm(self.e) if self.items else 0.0
         spread = 0.0 if m is None else 1 - np.linalg.norm(m)
-        return np.array([cos, last, math.log1p(gap), math.log1p(age_h), spread])
+        cloud = self.t["item_vectors"] @ self.e + self.t["item_bias"]
+        srm = self.t["srm.item_out"] @ self.h + self.t["srm.bias_out"]
+        surprise = (cloud[self.items[-1]] - cloud.mean()) / cloud.std() if self.items else 0.0
+        over_the_catalogue = [np.corrcoef(cloud, srm)[0, 1], math.log(cloud.std()), math.log(srm.std()), surprise]
+        return np.array(
+            [cos, last, math.log1p(gap), math.log1p(age_h), spread, *over_the_catalogue, math.log1p(self.count)]
+        )
 
     def staleness(self, now_ms):
-        phi = (self.phi(now_ms) - self.t["phi.mean"]) / self.t["phi.scale"]
-        return 1 / (1 + math.exp(-(phi @ self.t["staleness.weight"] + self.t["staleness.bias"][0])))
+        t = self.t
+        phi = (self.phi(now_ms) - t["phi.mean"]) / t["phi.scale"]
+        inner = np.tanh(t["staleness.0.weight"] @ phi + t["staleness.0.bias"])
+        return 1 / (1 + math.exp(-(t["staleness.2.weight"][0] @ inner + t["staleness.2.bias"][0])))
 
     def calibrated(self, now_ms):
         t = self.t
         phi = (self.phi(now_ms) - t["phi.mean"]) / t["phi.scale"]
         m = self.mean() if self.since else np.zeros_like(self.e)
-        x = np.concatenate([self.e, m, phi])
+        x = np.concatenate([self.e, m, self.h, phi])
         gate = 1 / (1 + np.exp(-(t["calibrator.gate.weight"] @ x + t["calibrator.gate.bias"])))
         z = t["calibrator.mlp.0.weight"] @ x + t["calibrator.mlp.0.bias"]
         gelu = z * 0.5 * (1 + np.array([math.erf(each / math.sqrt(2)) for each in z]))
@@ -148,7 +156,8 @@ class PlainDevice:
         if self.e is None:
             return srm
         cloud = z(t["item_vectors"] @ self.calibrated(now_ms) + t["item_bias"])
-        alpha = t["fusion.alpha"][0]
+        s, (fresh, stale) = self.staleness(now_ms), t["fusion.alpha"]
+        alpha = (1 - s) * fresh + s * stale
         return alpha * cloud + (1 - alpha) * srm
 
     def rankable(self):

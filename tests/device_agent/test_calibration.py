@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agent.calibration import Calibrator
+from streams.bundle import PHI
 from tests.device_agent.core_helpers import small_bundle
 
 TENSORS = small_bundle().device
-D = 16
+D, H, P = 16, 8, len(PHI)
 
 
 @settings(deadline=None)
@@ -19,23 +20,29 @@ D = 16
 def test_fresh_embedding_is_left_alone(seed, rows, size):
     rng = np.random.default_rng(seed)
     e, m = (rng.normal(0, size, (rows, D)).astype(np.float32) for _ in range(2))
-    phi = rng.normal(0, size, (rows, 5)).astype(np.float32)
-    assert np.array_equal(Calibrator(TENSORS)(e, m, phi, np.zeros(rows, np.int64)), e)
+    phi = rng.normal(0, size, (rows, P)).astype(np.float32)
+    h = rng.uniform(-1, 1, (rows, H)).astype(np.float32)
+    assert np.array_equal(Calibrator(TENSORS)(e, m, h, phi, np.zeros(rows, np.int64)), e)
 
 
-def test_same_as_torch():
+def test_the_trained_calibrator_computes_the_same_on_the_device():
     torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    tensors = {name: (each * 3 if name.startswith("calibrator") else each) for name, each in TENSORS.items()}
-    tensors["phi.scale"] = rng.uniform(0.5, 2, 5).astype(np.float32)
-    e, m = (rng.normal(0, 1, (30, D)).astype(np.float32) for _ in range(2))
-    phi, gap = rng.normal(0, 1, (30, 5)).astype(np.float32), np.arange(30)
-    t = {name: torch.from_numpy(np.asarray(each, np.float32)) for name, each in tensors.items()}
-    standard = (torch.from_numpy(phi) - t["phi.mean"]) / t["phi.scale"]
-    x = torch.cat([torch.from_numpy(e), torch.from_numpy(m), standard], dim=1)
-    gate = torch.sigmoid(x @ t["calibrator.gate.weight"].T + t["calibrator.gate.bias"])
-    mlp = torch.nn.functional.gelu(x @ t["calibrator.mlp.0.weight"].T + t["calibrator.mlp.0.bias"])
-    mlp = mlp @ t["calibrator.mlp.2.weight"].T + t["calibrator.mlp.2.bias"]
-    closing = (1 - gate) * torch.tanh(torch.from_numpy(gap) / 4)[:, None]
-    theirs = torch.from_numpy(e) + closing * (mlp - torch.from_numpy(e))
-    assert np.abs(Calibrator(tensors)(e, m, phi, gap) - theirs.numpy()).max() < 1e-5
+    from cloud_worker.training.calibrator import Calibrator as Trained
+
+    rng, rows = np.random.default_rng(0), 30
+    scale = rng.uniform(0.5, 2, P).astype(np.float32)
+    mean = rng.normal(0, 1, P).astype(np.float32)
+    torch.manual_seed(0)
+    model = Trained(D, H, 24)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # to use the curved parts
+    e, m = (rng.normal(0, 1, (rows, D)).astype(np.float32) for _ in range(2))
+    h, phi = rng.uniform(-1, 1, (rows, H)).astype(np.float32), rng.normal(0, 1, (rows, P)).astype(np.float32)
+    gap = np.arange(rows)
+    given_to_torch = (e, m, h, (phi - mean) / scale, gap.astype(np.float32))
+    with torch.no_grad():
+        theirs = model(*(torch.from_numpy(each) for each in given_to_torch)).numpy()
+    ours = Calibrator(model.tensors() | {"phi.mean": mean, "phi.scale": scale})(e, m, h, phi, gap)
+    assert np.abs(theirs - e)[gap > 0].mean() > 0.1  # it does something
+    assert np.abs(ours - theirs).max() < 1e-5

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from device_agent.learning import Learning
 from device_agent.serving import NumpyServing, Pairs, make_serving
-from device_agent.staleness import unit_vectors, write_age
+from device_agent.signals import SignalWriter, write_age
 from device_agent.state import StateLayout
 from device_agent.step import Wave
+from streams.bundle import PHI
 from streams.errors import BundleError, SettingsError
 from tests.device_agent.core_helpers import small_bundle
 
@@ -35,7 +36,7 @@ def strong_bundle(exclude_seen, candidates_are_few=False):
     bundle = small_bundle(exclude_seen=exclude_seen, n_items=400 if candidates_are_few else N)
     strong = ("calibrator", "srm.gru", "staleness")
     tensors = {name: each * (3 if name.startswith(strong) else 1) for name, each in bundle.device.items()}
-    tensors["phi.scale"] = np.linspace(0.5, 2, 5).astype(np.float32)
+    tensors["phi.scale"] = np.linspace(0.5, 2, len(PHI)).astype(np.float32)
     return replace(bundle, device=tensors)
 
 
@@ -67,28 +68,30 @@ def whole_graph(exclude_seen, ranking, item_vectors, few):
 
 
 class Devices:
-    """Random records before an interaction, one arm, and what is then taken."""
+    """Random records before an interaction, and what is then taken: as many rows as devices times arms."""
 
-    def __init__(self, bundle, rows, seed, share_embedded, share_unknown, share_zero) -> None:
+    def __init__(self, bundle, rows, seed, share_embedded, share_unknown, share_zero, arms=1) -> None:
         rng = np.random.default_rng(seed)
         manifest = bundle.manifest
         n = manifest.n_items
-        self.bundle, self.layout = bundle, StateLayout(manifest, 1, candidates=C)
+        self.bundle, self.layout, self.arms = bundle, StateLayout(manifest, arms, candidates=C), arms
+        self.writer = SignalWriter(bundle)
         self.records = self.layout.new(rows)
-        arm = self.records["arm"]
-        has = rng.random(rows) < share_embedded
-        e = rng.normal(0, 1, (rows, D)) * (rng.random(rows) >= share_zero)[:, None]
-        arm["embedding"][:, 0] = np.where(has[:, None], e, 0)
-        length = np.linalg.norm(arm["embedding"][:, 0].astype(np.float32), axis=1)
-        arm["inverse_norm"][:, 0] = np.divide(1, length, out=np.zeros(rows), where=length > 0)
-        taken = rng.random(rows) < 0.8
-        mean = unit_vectors(rng.normal(0, 1, (rows, D)).astype(np.float32)) * rng.uniform(0.1, 1, (rows, 1))
-        arm["recent_mean"][:, 0] = mean * taken[:, None]
-        arm["recent_norm"][:, 0] = rng.uniform(1, 5, rows) * taken
-        arm["phi"][:, 0] = rng.normal(0, 1, (rows, 5)) * has[:, None]
-        for row in range(rows):
+        arm, shape = self.records["arm"], (rows, arms)
+        self.has = has = rng.random(shape) < share_embedded
+        e = rng.normal(0, 1, (*shape, D)) * (rng.random(shape) >= share_zero)[..., None]
+        arm["embedding"] = np.where(has[..., None], e, 0)
+        length = np.linalg.norm(arm["embedding"].astype(np.float32), axis=2)
+        arm["inverse_norm"] = np.divide(1, length, out=np.zeros(shape), where=length > 0)
+        taken = rng.random(shape) < 0.8
+        mean = rng.normal(0, 1, (*shape, D))
+        mean *= rng.uniform(0.1, 1, (*shape, 1)) / np.linalg.norm(mean, axis=2, keepdims=True)
+        arm["recent_mean"] = mean * taken[..., None]
+        arm["recent_norm"] = rng.uniform(1, 5, shape) * taken
+        arm["phi"] = rng.normal(0, 1, (*shape, len(PHI)))
+        for row, which in np.ndindex(shape):
             kept = rng.permutation(n)[: rng.integers(0, C + 1)]
-            arm["candidates"][row, 0, : len(kept)] = kept
+            arm["candidates"][row, which, : len(kept)] = kept
         self.records["srm_hidden"] = rng.uniform(-1, 1, (rows, H)) * (rng.random(rows) >= share_zero)[:, None]
         self.records["last_item"] = rng.integers(-1, n, rows)
         if manifest.exclude_seen:
@@ -96,44 +99,49 @@ class Devices:
             self.records["seen"] = np.packbits(seen, axis=1, bitorder="little")
         self.items = rng.integers(0, n, rows).astype(np.int32)
         self.items[rng.random(rows) < share_unknown] = -1
-        self.gap = np.where(has, rng.integers(0, 40, rows), -1)
-        self.records["count"] = 50
-        arm["as_of"][:, 0] = np.where(has, 50 - self.gap, -1)
-        self.age_ms = rng.integers(0, 10**9, rows)
-        write_age(arm["phi"], self.age_ms[:, None])
+        self.gap = np.where(has, rng.integers(0, 40, shape), -1)
+        self.records["count"] = rng.integers(40, 5000, rows)
+        self.age_ms = rng.integers(0, 10**9, shape)
+        for which in range(arms):
+            self.writer.write_embedded(arm["phi"][:, which], arm["embedding"][:, which].astype(np.float32))
+        write_age(arm["phi"], self.age_ms)
         arm["phi"][~has] = 0
 
     def pairs(self, ranking):
         arm = self.records["arm"]
         return Pairs(
-            self.items[:, None],
-            self.records["srm_hidden"],
-            arm["embedding"][:, 0],
-            self.layout.recent(self.records)[:, 0],
-            self.gap[:, None],
-            arm["candidates"][:, 0] if ranking == "candidates" else self.records["seen"],
+            self.repeated(self.items[:, None]),
+            self.repeated(self.records["srm_hidden"]),
+            arm["embedding"].reshape(-1, D),
+            self.layout.recent(self.records).reshape(self.gap.size, -1),
+            self.gap.reshape(-1, 1),
+            arm["candidates"].reshape(-1, C) if ranking == "candidates" else self.repeated(self.records["seen"]),
         )
+
+    def repeated(self, of_devices):
+        """(R, ...) a device's own fields, for each of its arms."""
+        return np.repeat(of_devices, self.arms, axis=0)
 
     def feed(self, session, ranking):
         pairs = self.pairs(ranking)
         every = pairs._asdict() | {
             ranking if ranking == "candidates" else "seen": pairs.choice,
-            "last_items": self.records["last_item"][:, None],
-            "age_ms": self.age_ms[:, None],
+            "last_items": self.repeated(self.records["last_item"][:, None]),
+            "age_ms": self.age_ms.reshape(-1, 1),
+            "count": self.repeated(self.records["count"][:, None]),
         }
         return {each.name: every[each.name] for each in session.get_inputs()}
 
     def learned(self):
         """The records after the interaction, by the numpy modules that the agent uses."""
-        directions = unit_vectors(self.bundle.device["item_vectors"])
-        directions = np.concatenate([directions, np.zeros((1, D), np.float32)])
-        learning, after, rows = Learning(self.bundle, self.layout, directions), self.records.copy(), len(self.records)
+        learning, after = Learning(self.bundle, self.layout, self.writer), self.records.copy()
+        rows = len(after)
         nothing = np.zeros(rows, np.int64)
         wave = Wave(self.items, nothing, nothing.astype(np.uint64), nothing, np.ones(rows, bool), 0)
         learning.learn(after, wave, wave.hashes, self.items >= 0)
         embedding = after["arm"]["embedding"].astype(np.float32)
-        learning.signals(after, embedding, self.gap[:, None] + 1, all_known=False)
-        after["arm"]["phi"][self.gap < 0] = 0
+        learning.signals(after, embedding, self.gap + 1, all_known=False)
+        after["arm"]["phi"][~self.has] = 0
         return after
 
 
@@ -144,6 +152,7 @@ waves = given(
     exclude_seen=st.booleans(),
     few=st.booleans(),
     shares=st.tuples(*[st.sampled_from([0, 0.3, 1])] * 3),
+    arms=st.sampled_from([1, 3]),
 )
 
 
@@ -184,28 +193,28 @@ def assert_same_lists(pairs, scores, ours, theirs, slack):
 
 @settings(deadline=None, max_examples=150)
 @waves
-def test_the_whole_graph_is_the_numpy_step(rows, seed, ranking, exclude_seen, few, shares):
-    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+def test_the_whole_graph_is_the_numpy_step(rows, seed, ranking, exclude_seen, few, shares, arms):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares, arms)
     reference, session = (make(exclude_seen, ranking, "float32", few) for make in (numpy_serving, whole_graph))
     got = dict(zip(WHOLE, session.run(WHOLE, devices.feed(session, ranking)), strict=True))
     pairs = devices.pairs(ranking)
     want, scores = reference(pairs), reference.scores(pairs)
-    has = devices.gap >= 0
+    has = devices.has.reshape(-1)
     assert np.abs(got["staleness"] - want.staleness).max() < TOLERANCE
     assert np.abs(got["calibrated"] - reference.calibrated(pairs))[has].max(initial=0) < TOLERANCE
     assert np.array_equal(np.isinf(got["scores"]), np.isinf(scores))
     assert distance(got["scores"], scores) < TOLERANCE
     assert_same_lists(pairs, scores, type(want)(*(got[name] for name in SERVED)), want, TOLERANCE)
     after = devices.learned()
-    assert np.abs(got["hidden_after"] - after["srm_hidden"]).max() < TOLERANCE
-    recent = devices.layout.recent(after)[:, 0]
+    assert np.abs(got["hidden_after"] - devices.repeated(after["srm_hidden"])).max() < TOLERANCE
+    recent = devices.layout.recent(after).reshape(len(has), -1)
     assert np.abs(got["recent_after"] - recent)[has].max(initial=0) < TOLERANCE
 
 
 @settings(deadline=None, max_examples=100)
 @waves
-def test_both_runtimes_serve_the_same(rows, seed, ranking, exclude_seen, few, shares):
-    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+def test_both_runtimes_serve_the_same(rows, seed, ranking, exclude_seen, few, shares, arms):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares, arms)
     pairs = devices.pairs(ranking)
     ours, theirs = (make(exclude_seen, ranking, "float32", few) for make in (onnx_serving, numpy_serving))
     got, want = ours(pairs), theirs(pairs)
@@ -221,8 +230,8 @@ number, added up over 24 columns with random signs, stays below."""
 
 @settings(deadline=None, max_examples=60)
 @waves
-def test_int8_tables_move_scores_a_little(rows, seed, ranking, exclude_seen, few, shares):
-    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares)
+def test_int8_tables_move_scores_a_little(rows, seed, ranking, exclude_seen, few, shares, arms):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares, arms)
     pairs = devices.pairs(ranking)
     exact = numpy_serving(exclude_seen, ranking, "float32", few).scores(pairs)
     rounded = numpy_serving(exclude_seen, ranking, "int8", few).scores(pairs)
@@ -279,6 +288,30 @@ def test_a_written_graph_runs_without_the_bundle(tmp_path):
     assert session.get_modelmeta().custom_metadata_map["bundle_id"] == bundle.id
     devices = Devices(bundle, 3, 0, 1, 0, 0)
     assert np.isfinite(session.run(["calibrated"], devices.feed(session, "candidates"))[0]).all()
+
+
+@pytest.mark.parametrize("staleness", [0.0, 1.0])
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_the_staleness_of_an_embedding_says_how_much_it_weighs(ranking, staleness):
+    """Alpha 0 at staleness 0 and 1 at staleness 1, so that either the SRM or the cloud ranks alone."""
+    bundle = strong_bundle(False)
+    certain = {
+        "fusion.alpha": np.array([0, 1], np.float32),
+        "staleness.2.weight": np.zeros_like(bundle.device["staleness.2.weight"]),
+        "staleness.2.bias": np.array([200 * staleness - 100], np.float32),
+    }
+    bundle = replace(bundle, device={**bundle.device, **certain})
+    devices = Devices(bundle, 20, 0, 1, 0, 0)
+    pairs, t = devices.pairs(ranking), bundle.device
+    e = NumpyServing(bundle, ranking=ranking).calibrated(pairs)
+    cloud, srm = e @ t["item_vectors"].T + t["item_bias"], pairs.hidden @ t["srm.item_out"].T + t["srm.bias_out"]
+    alone = cloud if staleness else srm
+    for runtime in ("numpy", "onnx"):
+        served = make_serving(bundle, runtime, ranking=ranking, list_length=1, candidates=C)(pairs)
+        for row, scores in enumerate(alone):
+            listed = pairs.choice[row][pairs.choice[row] >= 0] if ranking == "candidates" else np.arange(N)
+            if len(listed):
+                assert scores[listed].max() - scores[served.top[row, 0]] < 1e-4
 
 
 def test_a_bundle_whose_scores_would_overflow_is_refused():

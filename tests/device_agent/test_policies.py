@@ -12,6 +12,7 @@ from device_agent.policies.base import NEVER_MS, BasePolicy, Decision, Signals
 from device_agent.policies.fixed import uniform
 from device_agent.policies.registry import BUILT_IN, build_policy, policy_names
 from device_agent.staleness import COS_RECENT, StalenessModel
+from streams.bundle import PHI
 from streams.errors import SettingsError
 from streams.experiment.arms import ArmSpec, parse_arm
 from tests.device_agent.core_helpers import small_bundle
@@ -20,7 +21,7 @@ MODEL = StalenessModel(small_bundle().device)
 
 
 def signals(n=1, *, cos_recent=1.0, **given):
-    phi = np.zeros((n, 5), np.float32)
+    phi = np.zeros((n, len(PHI)), np.float32)
     phi[:, COS_RECENT] = cos_recent
     defaults = {
         "count": 10,

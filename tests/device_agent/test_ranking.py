@@ -21,14 +21,15 @@ def bitmaps(seen):
     return np.packbits(bits, axis=1, bitorder="little")
 
 
-def plain_scores(bundle, e, h):
+def plain_scores(bundle, e, h, s):
     t = {name: tensor.astype(np.float64) for name, tensor in bundle.device.items()}
     srm = t["srm.item_out"] @ h + t["srm.bias_out"]
     srm = (srm - srm.mean()) / srm.std()
     if e is None:
         return srm
     cloud = t["item_vectors"] @ e + t["item_bias"]
-    alpha = t["fusion.alpha"][0]
+    fresh, stale = t["fusion.alpha"]
+    alpha = (1 - s) * fresh + s * stale
     return alpha * (cloud - cloud.mean()) / cloud.std() + (1 - alpha) * srm
 
 
@@ -53,14 +54,15 @@ def test_ranks_and_lists_are_those_of_the_plain_reference(seed, rows, exclude_se
     for row in range(rows):
         kept = rng.permutation(N)[: rng.integers(0, 13)]
         lists[row, : len(kept)] = kept
-    queries = ranker.queries(e, h, has)
+    staleness = rng.random(rows).astype(np.float32)
+    queries = ranker.queries(e, h, has, staleness)
     bits = bitmaps(seen) if exclude_seen else np.zeros((rows, 0), np.uint8)
     if whole_catalogue:
         found = ranker.catalogue(queries, targets, bits)
     else:
         found = ranker.candidates(queries, without_seen(lists, bits) if exclude_seen else lists, targets)
     for row in range(rows):
-        scores = plain_scores(bundle, e[row] if has[row] else None, h[row])
+        scores = plain_scores(bundle, e[row] if has[row] else None, h[row], staleness[row])
         pool = [i for i in (range(N) if whole_catalogue else lists[row].tolist()) if i >= 0]
         if exclude_seen:
             pool = [i for i in pool if i not in seen[row]]
@@ -90,6 +92,7 @@ def test_long_waves_are_ranked_as_their_parts(mode):
         rng.normal(0, 1, (rows, D)).astype(np.float32),
         rng.uniform(-1, 1, (rows, H)).astype(np.float32),
         np.ones(rows, bool),
+        rng.random(rows).astype(np.float32),
     )
     targets, seen = rng.integers(0, N, rows).astype(np.int32), bitmaps([set(range(3))] * rows)
     lists = np.array([rng.permutation(N) for _ in range(rows)], np.int32)
@@ -112,8 +115,8 @@ def test_an_embedding_that_is_no_number_leaves_the_srm_alone_to_rank(bad):
     bundle = small_bundle()
     ranker, h = Ranker(FusionTables.of(bundle)), np.random.default_rng(0).uniform(-1, 1, (1, H)).astype(np.float32)
     with np.errstate(all="ignore"):
-        broken = ranker.queries(np.full((1, D), bad, np.float32), h, np.array([True]))
-    alone = ranker.queries(np.zeros((1, D), np.float32), h, np.array([False]))
+        broken = ranker.queries(np.full((1, D), bad, np.float32), h, np.array([True]), np.zeros(1, np.float32))
+    alone = ranker.queries(np.zeros((1, D), np.float32), h, np.array([False]), np.ones(1, np.float32))
     assert np.isfinite(broken).all()
     ranks = [ranker.catalogue(q, np.array([7], np.int32), bitmaps([{1, 2}])) for q in (broken, alone)]
     assert all(np.array_equal(*pair) for pair in zip(*ranks, strict=True))

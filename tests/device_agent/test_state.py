@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device_agent.state import FROM_INTERACTIONS, StateLayout, digest
+from device_agent.state import FROM_INTERACTIONS, RECORD_VERSION, StateLayout, digest
 from streams.errors import BundleError, StoreError
 from tests.device_agent.core_helpers import make_core, make_wave, small_bundle
 
@@ -56,7 +56,7 @@ def test_record_of_another_version_is_refused():
     layout = StateLayout(BUNDLE.manifest, 1)
     record = layout.new(1)
     record["version"] += 1
-    with pytest.raises(StoreError, match="version 2"):
+    with pytest.raises(StoreError, match=f"version {RECORD_VERSION + 1}, this worker reads {RECORD_VERSION}"):
         layout.unpack([layout.pack(record[0])])
 
 
