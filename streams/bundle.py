@@ -136,7 +136,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The dataset has no repeats: what a user took is not recommended again."""
     blend: dict[str, float]
     """How the parts of the cloud model are mixed: the fields of `cloud_worker.blend.Blend`."""
-    live: dict[str, float]
+    live: dict[str, int | float]
     """How the live index is asked: the fields of `cloud_worker.live.index.LiveOptions`."""
     metrics: dict[str, float]
     """What training measured on the validation period."""

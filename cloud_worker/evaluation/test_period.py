@@ -188,10 +188,11 @@ def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tu
     """(Q,) users and positions: users in random order, all their moments of the test period, until there are enough."""
     lengths, first = histories.lengths, np.maximum(histories.trained, 1)
     order = generator.permutation(np.flatnonzero(lengths > first))
-    counts = np.cumsum(lengths[order] - first[order])
-    order = np.sort(order[: int(np.searchsorted(counts, most)) + 1])
-    users = np.repeat(order, lengths[order] - first[order])
-    nth = np.arange(len(users)) - np.repeat(np.cumsum(lengths[order] - first[order]), lengths[order] - first[order])
+    many = np.cumsum(lengths[order] - first[order])
+    order = np.sort(order[: int(np.searchsorted(many, most)) + 1])
+    counts = lengths[order] - first[order]
+    users = np.repeat(order, counts)
+    nth = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
     return users, first[users] + nth
 
 
