@@ -1,21 +1,19 @@
 """What the cloud does with a batch of records: read, plan, embed, retrieve, answer. No Kafka in here.
 
-Calling it twice with the same records gives the same answers but for their time stamps: an answer is published again
-when its outcome was unknown, and devices take only what is newer than what they have.
+A batch whose outcome was unknown is given again, and its answers may then be published twice: devices take only what is
+newer than what they have. The two may differ in what the live index has learned in between.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-import numpy as np
-
 from cloud_worker.coalesce import Plan, plan
-from cloud_worker.retrieval import top_candidates
-from cloud_worker.user_model import History, UserModel
+from cloud_worker.history import History
+from cloud_worker.user_model import UserModel
 from streams.bundle import Bundle
 from streams.clock import Clock
 from streams.dead_letters import dead_letter
@@ -28,6 +26,7 @@ from streams.events import (
     RefreshRequest,
     cloudevent_headers,
     embedding_key,
+    event_hash,
     pack_items,
     pack_vector,
     unpack_items,
@@ -66,8 +65,8 @@ class Outcome:
     encoded: int = 0
     tokens: int = 0
     cached: int = 0
-    encode_s: float | None = None
-    """None where the encoder was not asked."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each part of the user model took; one that was not asked is missing."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ class CloudPipeline:
     Parameters
     ----------
     bundle
-        Item vectors and what requests are checked against.
+        What requests are checked against.
     model
-        Embeds the histories.
+        Embeds the histories and names candidates.
     topics
         Where answers go.
     candidates
@@ -104,8 +103,6 @@ class CloudPipeline:
         self._topics = topics
         self._candidates = candidates
         self._clock = clock
-        self._items = np.ascontiguousarray(bundle.device["item_vectors"], dtype=np.float32)
-        self._bias = np.ascontiguousarray(bundle.device["item_bias"], dtype=np.float32)
         self._requests = Codec(RefreshRequest)
         self._embeddings = Codec(Embedding)
 
@@ -156,7 +153,12 @@ class CloudPipeline:
                 reason="other-bundle",
             )
         try:
-            history = History(unpack_items(request.items), unpack_times(request.times_ms))
+            history = History(
+                unpack_items(request.items),
+                unpack_times(request.times_ms),
+                key=event_hash(request.device_id),
+                at_ms=request.event_time_ms,
+            )
         except ValueError as exc:
             raise UndecodableRecord(f"request {request.request_id}: its window is cut: {exc}") from exc
         if len(history.items) != len(history.times_ms):
@@ -180,19 +182,17 @@ class CloudPipeline:
         outcome: Outcome,
     ) -> None:
         windows = [histories[unit.requests[0]] for unit in fates.units]
-        users = self._model.embed(windows)
-        excluded = [window.items for window in windows] if self._bundle.manifest.exclude_seen else None
-        candidates = top_candidates(users.vectors, self._items, self._bias, self._candidates, excluded)
-        outcome.encoded, outcome.cached, outcome.encode_s = users.encoded, users.cached, users.encode_s
+        users = self._model.embed(windows, self._candidates)
+        outcome.encoded, outcome.cached, outcome.seconds = users.encoded, users.cached, users.seconds
         outcome.tokens = int(users.tokens.sum())
         outcome.coalesced["equal-text"] = users.shared
         now_ms = self._clock.now_ms()
         for row, unit in enumerate(fates.units):
             answer = _Answer(
                 pack_vector(users.vectors[row]),
-                pack_items(candidates[row]),
+                pack_items(users.candidates[row]),
                 int(users.tokens[row]),
-                users.encode_s,
+                users.seconds.get("encode", 0.0),
                 now_ms,
             )
             for index in unit.requests:

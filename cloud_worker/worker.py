@@ -5,6 +5,9 @@ acknowledgements; commit the batch's offsets. A crash between any two of these b
 another worker of the group, and its answers may be published twice: devices take only a newer `as_of`. A batch that
 failed (encoder or broker away) is rewound and taken again after a wait, so the group membership stays alive however
 long the trouble lasts; requests whose deadline passes meanwhile are dropped then.
+
+Before it joins the group a worker reads what interactions.v1 held at its start into the live index, unless that takes
+longer than `LIVE_WAIT_S`: then it answers with what the index knows so far.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from cloud_worker.cache import CachedEncoder, EmbeddingCache
 from cloud_worker.encoder import Encoder, make_encoder
+from cloud_worker.live.reader import LiveReader
 from cloud_worker.pipeline import CloudPipeline, Outcome
-from cloud_worker.user_model import TextUserModel
+from cloud_worker.retrieval import EXACT_UP_TO, NearestItems, recall
+from cloud_worker.user_model import BlendedUserModel
 from streams.batch_consumer import BatchConsumer
-from streams.bundle import load_bundle
+from streams.bundle import Bundle, load_bundle
 from streams.clock import Clock, SystemClock
 from streams.durable_producer import DurableProducer
 from streams.errors import BrokerError, EncoderError, StoreError
@@ -51,6 +57,8 @@ BROKER_FAILURES: Final = 5
 the producer is beyond repair, and a new process gets a new one."""
 STUCK_AFTER_S: Final = 240.0
 """A turn that takes longer is not alive; less than the interval after which the group would expel us."""
+LIVE_WAIT_S: Final = 60.0
+"""Reads some millions of interactions; requests of other users wait meanwhile, and theirs have deadlines."""
 STOP_GRACE_S: Final = 3.0
 """A batch that a stop finds under way may take so long; then it is left to the next worker."""
 
@@ -66,6 +74,8 @@ class CloudWorker:
         Of embeddings and dead letters.
     pipeline
         Answers a batch.
+    live
+        Keeps the live index fresh; started already.
     metrics
         Counted once a batch is published.
     stop
@@ -79,6 +89,7 @@ class CloudWorker:
         consumer: BatchConsumer,
         producer: DurableProducer,
         pipeline: CloudPipeline,
+        live: LiveReader,
         metrics: CloudMetrics,
         stop: threading.Event,
         *,
@@ -89,6 +100,7 @@ class CloudWorker:
         self._consumer = consumer
         self._producer = producer
         self._pipeline = pipeline
+        self._live = live
         self._metrics = metrics
         self._stop = stop
         self._max_batch = max_batch
@@ -106,6 +118,7 @@ class CloudWorker:
         BrokerError
             The broker refuses for good, or the producer is beyond repair.
         """
+        self._wait_for_the_live_index()
         failures = refusals = 0
         while not self._stop.is_set():
             self._turned_at = self._clock.monotonic()
@@ -132,15 +145,22 @@ class CloudWorker:
             self._consumer.commit(batch)
             count(self._metrics, outcome)
 
+    def _wait_for_the_live_index(self) -> None:
+        deadline = self._clock.monotonic() + LIVE_WAIT_S
+        while not (self._stop.is_set() or self._live.wait_level(POLL_S)):
+            if self._clock.monotonic() > deadline:
+                log.warning("answering with an index that is behind", cause=self._live.behind())
+                return
+
     def stuck(self) -> str | None:
         """Why this process should be started again; None while it works."""
         silent = self._clock.monotonic() - self._turned_at
-        return f"no turn of the loop for {silent:.0f} s" if silent > STUCK_AFTER_S else None
+        return f"no turn of the loop for {silent:.0f} s" if silent > STUCK_AFTER_S else self._live.ended()
 
     def not_ready(self) -> str | None:
         """Why it cannot answer now; None when it can."""
         if not self._polled:
-            return "the consumer group was not joined yet"
+            return self._live.behind() or "the consumer group was not joined yet"
         return self._trouble or None
 
 
@@ -157,8 +177,10 @@ def count(metrics: CloudMetrics, outcome: Outcome) -> None:
         metrics.coalesced.labels(reason).inc(times)
     for (topic, reason), times in outcome.dead_letters.items():
         metrics.dead_letters.labels(topic, reason).inc(times)
-    if outcome.encode_s is not None:
-        metrics.encode_seconds.observe(outcome.encode_s)
+    for part, seconds in outcome.seconds.items():
+        metrics.part_seconds.labels(part).observe(seconds)
+    if (encode_s := outcome.seconds.get("encode")) is not None:
+        metrics.encode_seconds.observe(encode_s)
 
 
 def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path | None = None) -> None:
@@ -179,14 +201,28 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
     with _stopped_by_signals(stop):
         bundle = load_bundle(bundle_path)
         encoder = make_encoder(settings.cloud, settings.home, settings.cloud.encoder_threads or None)
-        model = TextUserModel(bundle, _with_cache(encoder, settings), clock)
-        encoder.encode(["the first call is slow, so it is not a user's"])
+        if settings.cloud.encoder_threads:
+            torch.set_num_threads(settings.cloud.encoder_threads)
+        registry = CollectorRegistry()
+        metrics = CloudMetrics(registry)
         topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
+        live = LiveReader(
+            settings.kafka,
+            topics,
+            bundle,
+            _live_checkpoint(settings, status_file),
+            metrics,
+            clock,
+            checkpoint_s=settings.cloud.live_checkpoint_s,
+            future_tolerance_s=settings.device.future_tolerance_s,  # what device workers refuse is not to count here
+        )
+        nearest = _nearest_items(bundle, settings)
+        model = BlendedUserModel(bundle, _with_cache(encoder, settings), live.index, clock, nearest)
+        encoder.encode(["the first call is slow, so it is not a user's"])
         group = topics.group(settings.cloud.group)
         pipeline = CloudPipeline(bundle, model, topics, candidates=settings.cloud.candidates, clock=clock)
         wait_for_broker(settings.kafka, BROKER_WAIT_S)
         ensure_topics(settings.kafka, topics.specs())
-        registry = CollectorRegistry()
         with (
             DurableProducer(settings.kafka, linger_ms=0) as producer,
             BatchConsumer(settings.kafka, group, topics.refresh_requests) as consumer,
@@ -195,7 +231,8 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
                 consumer,
                 producer,
                 pipeline,
-                CloudMetrics(registry),
+                live,
+                metrics,
                 stop,
                 max_batch=settings.cloud.max_batch,
                 linger_ms=settings.cloud.linger_ms,
@@ -203,6 +240,7 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
             )
             health = HealthServer(settings.http, registry, live=worker.stuck, ready=worker.not_ready)
             url = health.start()
+            live.start()
             try:
                 if status_file is not None:
                     status = {"url": url, "role": "cloud", "bundle": bundle.id, "encoder": encoder.model_id}
@@ -210,8 +248,27 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
                 log.info("started", url=url, bundle=bundle.id, encoder=encoder.model_id, group=group)
                 worker.run()
             finally:
+                live.stop()
                 health.stop()
         log.info("stopped")
+
+
+def _live_checkpoint(settings: Settings, status_file: Path | None) -> Path:
+    """One for each worker and installation: a name is the same after a restart."""
+    name = status_file.stem if status_file else "cloud"
+    return settings.home / "live" / f"{settings.kafka.topic_prefix}{name}.safetensors"
+
+
+def _nearest_items(bundle: Bundle, settings: Settings) -> NearestItems | None:
+    """A graph for a catalogue that is too large to be scored whole; says how much it finds."""
+    if bundle.manifest.n_items <= EXACT_UP_TO:
+        return None
+    vectors, bias = bundle.device["item_vectors"], bundle.device["item_bias"]
+    path = settings.home / "retrieval" / f"{bundle.id}.usearch"
+    nearest = NearestItems(vectors, bias, path=path, threads=settings.cloud.encoder_threads)
+    some = vectors[:: max(1, len(vectors) // 64)]
+    log.info("items are found by a graph", items=len(vectors), recall_at_100=recall(nearest, vectors, bias, some, 100))
+    return nearest
 
 
 def _with_cache(encoder: Encoder, settings: Settings) -> Encoder:

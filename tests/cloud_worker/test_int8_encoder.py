@@ -93,13 +93,12 @@ def test_neighbours_stay_neighbours(float32: Encoder, int8: Encoder) -> None:
 def test_its_id_is_its_own_and_a_bundle_of_the_float32_model_refuses_it(
     float32: Encoder, int8: Encoder, tmp_path: Path
 ) -> None:
-    from cloud_worker.user_model import TextUserModel
-    from streams.clock import SystemClock
+    from cloud_worker.text_part import TextPart
 
     assert int8.model_id == int8_id(float32.model_id) != float32.model_id
     bundle = make_bundle(tmp_path / "b", encoder_id=float32.model_id)
     with pytest.raises(BundleError, match="trained with the encoder"):
-        TextUserModel(bundle, int8, SystemClock())
+        TextPart(bundle, int8)
 
 
 def test_an_export_is_made_once_and_reused(int8: Encoder, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
