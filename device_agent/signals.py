@@ -146,10 +146,10 @@ class SignalWriter:
         together += of_hidden[:, -1:]
         together /= deviation[:, None]
         np.multiply(together, inverse, out=phi[..., AGREEMENT])
-        length_of_last, bias_of_last, known = self._items.take(last_item, axis=0).T[..., None]
-        own = along_last * length_of_last
-        own += bias_of_last
-        own -= np.vecdot(embedding, self._centre) * known
+        item = self._items.take(last_item, axis=0)
+        own = along_last * item[:, :1]
+        own += item[:, 1:2]
+        own -= np.vecdot(embedding, self._centre) * item[:, 2:]
         np.multiply(own, inverse, out=phi[..., SURPRISE])
         phi[..., LOG_COUNT] = np.log1p(count.astype(np.float32))[:, None]
 

@@ -165,17 +165,19 @@ class StateLayout:
 
     def copy(self, records: Records) -> Records:
         """A copy; numpy's own walks through the fields of each record."""
-        copied: Records = records.view(self._raw).copy().view(self.dtype)
-        return copied
+        return self._of_raw(records.view(self._raw).copy())
 
     def take(self, records: Records, rows: npt.NDArray[np.intp]) -> Records:
         """A copy of the records at `rows`, without walking through their fields."""
-        taken: Records = np.ascontiguousarray(records).view(self._raw).take(rows).view(self.dtype)
-        return taken
+        return self._of_raw(np.ascontiguousarray(records).view(self._raw).take(rows))
 
     def put(self, records: Records, rows: npt.NDArray[np.intp], values: Records) -> None:
         """Write `values` into contiguous `records` at `rows`, without walking through their fields."""
         records.view(self._raw)[rows] = values.view(self._raw)
+
+    def _of_raw(self, raw: Records) -> Records:
+        """Records of contiguous raw ones, without copying; a tenth of what ``view`` costs for a dtype with fields."""
+        return np.ndarray(len(raw), self.dtype, raw)
 
     def counters(self, records: Records) -> npt.NDArray[np.int64]:
         """View (n, 4) of count, served, history_len and hash_count, which mostly go up together.
