@@ -5,8 +5,9 @@ its state over a user's whole life (the device's) begins a chunk with the state 
 was last seen (stored states, as in R2D2, Kapturowski et al. 2019); a network that sees a window (the cloud's) begins
 with zero, and its chunks are cut elsewhere in each epoch.
 
-The loss is the cross-entropy over the whole catalogue, or over negatives that a batch shares with the logQ correction
-(Bengio & Senécal 2008; Yi et al. 2019). Where nothing is recommended twice, what a user took is left out of it.
+The loss is the cross-entropy over the whole catalogue, or over a batch's own targets and some other items, with the
+logQ correction (Bengio & Senécal 2008; Yi et al. 2019). Where nothing is recommended twice, what a user took is left
+out of it.
 """
 
 from __future__ import annotations
@@ -190,10 +191,12 @@ class _Negatives:
         self._generator, self._device, self._many = generator, device, options.negatives
         within = np.arange(len(histories.items)) - np.repeat(histories.starts[:-1], histories.lengths)
         counts = np.bincount(histories.items[within < np.repeat(lengths, histories.lengths)], minlength=n)
-        # Half by popularity, half uniform: the popular are the hard negatives, and no item is left without a gradient.
-        proposal = 0.5 * counts / max(int(counts.sum()), 1) + 0.5 / n
-        self._cumulative = np.cumsum(proposal)
-        self._log_expected = torch.from_numpy(np.log(options.negatives * proposal)).float().to(device)
+        # A batch's own targets, which are drawn by popularity, and some drawn uniformly, so that no item is left
+        # without a gradient. Each once: 1 - (1 - p)^n is how likely an item is among them.
+        share = counts / max(int(counts.sum()), 1)
+        often = min(options.positions, int(counts.sum()))
+        missed = often * np.log1p(-np.minimum(share, 0.999)) + options.negatives * np.log1p(-1.0 / max(n, 2))
+        self._log_expected = torch.from_numpy(np.log(-np.expm1(missed))).float().to(device)
 
     def loss(self, hidden: Tensor, targets: Tensor, table: Tensor, bias: Tensor, seen: Tensor | None) -> Tensor:
         """Mean cross-entropy of targets (Q,) under hidden (Q, E)."""
@@ -202,15 +205,10 @@ class _Negatives:
             if seen is not None:
                 scores = scores.masked_fill(seen, -torch.inf)
             return F.cross_entropy(scores, targets)
-        numbers = self._generator.random(self._many) * self._cumulative[-1]
-        drawn = np.minimum(np.searchsorted(self._cumulative, numbers), len(self._cumulative) - 1)
-        items = torch.from_numpy(drawn).to(self._device)
-        own = (hidden * table[targets]).sum(-1) + bias[targets] - self._log_expected[targets]
-        others = F.linear(hidden, table[items], bias[items] - self._log_expected[items])
-        others = others.masked_fill(items[None, :] == targets[:, None], -torch.inf)
-        # The target's own score stands beside the others'; a concatenation would copy all of them.
-        together = torch.logaddexp(torch.logsumexp(others, dim=1), own)
-        return (together - own).mean()
+        drawn = torch.from_numpy(self._generator.integers(0, len(table), self._many)).to(self._device)
+        items, places = torch.unique(torch.cat([targets, drawn]), return_inverse=True)
+        scores = F.linear(hidden, table[items], bias[items] - self._log_expected[items])
+        return F.cross_entropy(scores, places[: len(targets)])
 
 
 def _batches(counts: Ints, positions: int, generator: np.random.Generator) -> list[Ints]:

@@ -11,7 +11,7 @@ class FitOptions:
     """How a network that names the next item is trained. The rate rises for a tenth of the epochs, then falls to zero.
 
     ``positions`` are the interactions of a batch, ``chunk`` those of one of its rows. Catalogues of up to
-    ``full_softmax_items`` are trained with the full softmax, larger ones with ``negatives`` that a batch shares.
+    ``full_softmax_items`` are trained with the full softmax, larger ones with the targets of a batch and ``negatives`` more.
     ``final_epochs`` over training and validation period together follow when everything is chosen: a model that stops
     at the validation period knows fewer items.
     """
@@ -25,7 +25,7 @@ class FitOptions:
     final_learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     positions: int = 2048
-    negatives: int = 2048
+    negatives: int = 1024
     full_softmax_items: int = 5_000
 
 
