@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli._context import CliContext
-from infra.cli.train_encoder import train_encoder
+from infra.cli._train_encoder import train_encoder
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -42,11 +42,14 @@ def train(
     split: Annotated[
         str, typer.Option(metavar="A,B,C", help="Fractions of training, validation and test period, by time.")
     ] = "0.8,0.1,0.1",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A third of the work, no controls: what the demo trains the first time.")
+    ] = False,
     retrain: Annotated[bool, typer.Option(help="Let the SRM go on over the validation period at the end.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Train even where a fitting bundle is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Train a model bundle: item vectors, projector, SRM, calibrator, staleness score.
+    """Train a model bundle: SRM, cloud network, projector, live formula, blend, calibrator, staleness head, controls.
 
     A fitting bundle (same data, split, seed and version) is kept, and only shown.
     """
@@ -64,15 +67,20 @@ def train(
     name = dataset or settings.dataset
     prepared = ensure_prepared(settings, name)
     periods = global_time_split(prepared.events, _fractions(split))
-    path = out or bundle_path(settings.home, name, seed, periods)
+    path = out or bundle_path(settings.home, name, seed, periods, quick=quick)
     manifest = read_manifest(path)
-    found = manifest is not None and not force and fits(manifest, prepared.manifest.hash, periods, seed)
+    found = (
+        manifest is not None
+        and not force
+        and fits(manifest, prepared.manifest.hash, periods, seed)
+        and manifest.quick == quick
+    )
     if found:
         manifest = load_bundle(path).manifest
     else:
         from cloud_worker.cache import CachedEncoder, EmbeddingCache
         from cloud_worker.encoder import make_encoder
-        from cloud_worker.training.options import TrainOptions
+        from cloud_worker.training.options import TrainOptions, in_a_hurry
         from cloud_worker.training.train import train_bundle
 
         cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
@@ -80,6 +88,8 @@ def train(
             encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
             with _Bars() as bars:
                 options = TrainOptions(seed=seed, device=device.value, retrain=retrain)
+                if quick:
+                    options = in_a_hurry(options)
                 manifest = train_bundle(prepared, periods, encoder, path, options, bars.show)
         finally:
             cache.close()

@@ -17,6 +17,7 @@ from cloud_worker.encoder.model_folder import find_model_folder, model_id_of
 from cloud_worker.encoder.onnx_int8 import OnnxInt8Encoder, int8_id
 from cloud_worker.encoder.onnx_int8_export import CALIBRATION, Int8Meta, write_int8_graph
 from cloud_worker.encoder.sample_texts import sample_texts
+from cloud_worker.text_part import TextPart
 from streams.datasets import Sources, find_dataset, prepare
 from streams.errors import BundleError, EncoderError
 from streams.settings import CloudSettings
