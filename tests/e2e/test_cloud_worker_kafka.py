@@ -24,7 +24,18 @@ from infra.broker import Broker
 from streams.bundle import Bundle
 from streams.clock import SystemClock
 from streams.durable_producer import DurableProducer
-from streams.events import Codec, Embedding, RefreshRequest, device_key, embedding_key, pack_items, pack_times
+from streams.events import (
+    Codec,
+    Embedding,
+    Interaction,
+    RefreshRequest,
+    device_key,
+    embedding_key,
+    pack_items,
+    pack_times,
+    unpack_items,
+    unpack_vector,
+)
 from streams.kafka_admin import consumer_lag, ensure_topics
 from streams.settings import KafkaSettings
 from streams.topics import Topics, partition_of
@@ -304,3 +315,45 @@ def test_a_broker_that_is_gone_for_30_s_is_waited_for(
         for each in cloud.workers:
             each.kill()
             each.wait()
+
+
+def test_what_others_just_did_changes_the_next_embedding_also_after_a_kill(cloud: Cloud) -> None:
+    """Nobody asked and nothing was trained anew: the worker read what others took after the user's last item."""
+
+    def asked_again(number: int) -> Embedding:
+        request = cloud.request(number, device="me", items=(5, 6, 7))
+        cloud.send([request])
+        cloud.wait_answered([request])
+        return next(answer for answer in cloud.answers() if answer.request_id == request.request_id)
+
+    def others_take(item: int, users: range) -> None:
+        with DurableProducer(cloud.kafka) as producer:
+            for user in users:
+                for nth, each in enumerate((7, item)):
+                    name = f"other{user}"
+                    event = Interaction(1, f"{name}-{nth}", name, f"i{each}", event_time_ms=2_000 + 10 * user + nth)
+                    producer.send(cloud.topics.interactions, device_key(name), Codec(Interaction).encode(event))
+            producer.flush_or_raise()
+
+    worker = cloud.start(DRIFTLINE_CLOUD__LIVE_CHECKPOINT_S="0.5")
+    before = asked_again(1)
+    others_take(42, range(10))
+    wait_for(lambda: "driftline_cloud_live_events_total 20.0" in cloud.metrics(), 30, cloud.tell)
+    after = asked_again(2)
+    assert unpack_items(after.candidates)[0] == 42
+    assert after.vector != before.vector
+    items, bias = cloud.bundle.device["item_vectors"], cloud.bundle.device["item_bias"]
+    ranks = [
+        int((items @ unpack_vector(each.vector) + bias > items[42] @ unpack_vector(each.vector) + bias[42]).sum())
+        for each in (before, after)
+    ]
+    assert ranks[1] < min(3, ranks[0]), "the embedding says so too"
+
+    checkpoint = cloud.directory / "home" / "live" / f"{cloud.prefix}cloud.safetensors"
+    wait_for(checkpoint.exists, 30, cloud.tell)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    others_take(43, range(10, 40))
+    cloud.start()
+    assert unpack_items(asked_again(3).candidates)[:2].tolist() == [43, 42]
+    assert "driftline_cloud_live_users 40.0" in cloud.metrics()
