@@ -94,7 +94,6 @@ def test_neighbours_stay_neighbours(float32: Encoder, int8: Encoder) -> None:
 def test_its_id_is_its_own_and_a_bundle_of_the_float32_model_refuses_it(
     float32: Encoder, int8: Encoder, tmp_path: Path
 ) -> None:
-    from cloud_worker.text_part import TextPart
 
     assert int8.model_id == int8_id(float32.model_id) != float32.model_id
     bundle = make_bundle(tmp_path / "b", encoder_id=float32.model_id)
