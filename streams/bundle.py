@@ -138,6 +138,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the parts of the cloud model are mixed: the fields of `cloud_worker.blend.Blend`."""
     live: dict[str, int | float]
     """How the live index is asked: the fields of `cloud_worker.live.index.LiveOptions`."""
+    quick: bool
+    """Trained in a hurry, for a first demo: fewer epochs, fewer moments, no controls."""
     metrics: dict[str, float]
     """What training measured on the validation period."""
     files: dict[str, str]

@@ -110,6 +110,7 @@ def make_bundle(
         "exclude_seen": exclude_seen,
         "blend": {"sequence": 0.5, "text": 0.2, "live": 0.3},
         "live": {"last": 10, "users": 1000, "ring": 20, "takers": 16},
+        "quick": False,
         "metrics": {},
     }
     save_bundle(path, manifest, items, device, cloud, live)

@@ -26,9 +26,9 @@ def split_hash(split: Split) -> str:
     return hashlib.sha256(repr(edges).encode()).hexdigest()[:8]
 
 
-def bundle_path(home: Path, dataset: str, seed: int, split: Split) -> Path:
+def bundle_path(home: Path, dataset: str, seed: int, split: Split, *, quick: bool = False) -> Path:
     """Where `driftline train` puts a bundle when it is not told."""
-    return home / "bundles" / f"{dataset}-{seed}-{split_hash(split)}"
+    return home / "bundles" / f"{dataset}-{seed}-{split_hash(split)}{'-quick' if quick else ''}"
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -51,7 +51,7 @@ def fits(manifest: Manifest, dataset_hash: str, split: Split | None = None, seed
 
 
 def find_bundle(home: Path, dataset: str, dataset_hash: str, split: Split | None = None) -> Path | None:
-    """Return the newest bundle under `home` that this version made for a dataset with this content.
+    """Return the newest bundle under `home` that this version made for a dataset with this content, a quick one last.
 
     Parameters
     ----------
@@ -60,9 +60,9 @@ def find_bundle(home: Path, dataset: str, dataset_hash: str, split: Split | None
     split
         None: any.
     """
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[bool, str, Path]] = []
     for path in sorted((home / "bundles").glob(f"{dataset}-*")):
         manifest = read_manifest(path)
         if manifest is not None and manifest.dataset == dataset and fits(manifest, dataset_hash, split):
-            found.append((manifest.created, path))
-    return max(found)[1] if found else None
+            found.append((not manifest.quick, manifest.created, path))
+    return max(found)[2] if found else None

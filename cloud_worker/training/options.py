@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class TrainOptions:
     """A training run. Equal data, options, encoder and machine give equal bundles."""
 
     seed: int = 0
+    quick: bool = False
+    """Remembered by the bundle; `in_a_hurry` sets it."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
     d: int = 128
@@ -112,6 +114,20 @@ class TrainOptions:
     moments: MomentOptions = field(default_factory=MomentOptions)
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
     reliability: ReliabilityOptions = field(default_factory=ReliabilityOptions)
+
+
+def in_a_hurry(options: TrainOptions) -> TrainOptions:
+    """Options for a first demo: a third of the work, no controls."""
+    return replace(
+        options,
+        quick=True,
+        controls=False,
+        srm=replace(options.srm, epochs=7, final_epochs=1, learning_rate=4e-3),
+        sequence=replace(options.sequence, epochs=5, final_epochs=1, learning_rate=4e-3),
+        most_positions=1_000_000,
+        moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),
+        calibrator=replace(options.calibrator, epochs=8, final_epochs=2),
+    )
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def train_bundle(
             "exclude_seen": prepared.exclude_seen,
             "blend": msgspec.to_builtins(stage.blend),
             "live": msgspec.to_builtins(stage.live),
+            "quick": options.quick,
             "metrics": metrics,
         },
         Items(prepared.items["item_id"].to_list(), titles, categories),

@@ -44,9 +44,11 @@ class BundleInTheMaking:
         self._found = self._look()
         if self._found is None:
             name = self._prepared.manifest.name
-            self._say(f"training a bundle of {name}: the first time only")
+            self._say(
+                f"training a bundle of {name} in a hurry: the first time only (`driftline train` makes a better one)"
+            )
             self._training = subprocess.Popen(
-                [sys.executable, "-m", "infra", "train", "--dataset", name],
+                [sys.executable, "-m", "infra", "train", "--quick", "--dataset", name],
                 env={**os.environ, **as_environment(self._settings)},
                 stdout=sys.stderr,  # stdout is the result's
             )

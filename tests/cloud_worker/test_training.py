@@ -12,28 +12,34 @@ import pytest
 
 from cloud_worker.encoder import EncodedBatch
 from cloud_worker.training.bundles import bundle_path, find_bundle, fits
+from cloud_worker.training.controls import load_controls
 from cloud_worker.training.options import (
     CalibratorOptions,
-    CloudOptions,
+    FitOptions,
+    MomentOptions,
     Progress,
-    SnapshotOptions,
-    SrmOptions,
+    ProjectorOptions,
+    ReliabilityOptions,
     TrainOptions,
+    in_a_hurry,
 )
 from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
 from streams.datasets import Prepared, Split, global_time_split
 from streams.datasets.base import EVENT_SCHEMA
 from streams.datasets.prepared import Manifest as DatasetManifest
-from streams.errors import EncoderError, TrainingError
+from streams.errors import BundleError, EncoderError, TrainingError
 
 N_ITEMS = 40
 TINY = TrainOptions(
     d=16,
-    srm=SrmOptions(dim=16, epochs=6, positions=256),
-    cloud=CloudOptions(hidden=32, stand_in_positions=20_000, snapshot_epochs=3, batch=128, learning_rate=5e-3),
-    snapshots=SnapshotOptions(train=150, valid=80),
+    hidden=24,
+    srm=FitOptions(16, 8, 2, 0.1, 16, learning_rate=1e-2, positions=256),
+    sequence=FitOptions(16, 8, 2, 0.1, 16, learning_rate=1e-2, positions=256),
+    projector=ProjectorOptions(hidden=32, stand_in_positions=10_000, epochs=3, batch=128, learning_rate=5e-3),
+    moments=MomentOptions(train=250, valid=100, encoded_train=120, encoded_valid=60),
     calibrator=CalibratorOptions(hidden=16, epochs=3),
+    reliability=ReliabilityOptions(hidden=4, epochs=5),
 )
 
 
@@ -131,7 +137,8 @@ def test_models_learn_what_the_data_hold(trained):
     metrics = trained[0].metrics
     assert metrics["srm.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.2
     assert metrics["cloud_fresh.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.1
-    assert 0 < metrics["alpha"] < 1
+    assert 0 < metrics["alpha.fresh"] < 1
+    assert metrics["cloud_sequence.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.2
     assert {"staleness.auc", "staleness.ece", "seconds"} <= set(metrics)
 
 
@@ -141,13 +148,16 @@ def test_every_stage_is_told_and_ends(trained):
         "SRM",
         "item texts",
         "profile texts",
-        "item vectors",
+        "live index",
+        "cloud network",
         "projector",
         "calibrator",
         "SRM to the end",
+        "cloud to the end",
+        "second SRM",
         "saving",
     } <= set(last)
-    assert last["SRM"].done == last["SRM"].total == TINY.srm.epochs
+    assert TINY.srm.epochs // 2 <= last["SRM"].done <= last["SRM"].total == TINY.srm.epochs
     assert last["saving"].done == last["saving"].total
 
 
@@ -174,13 +184,53 @@ def test_nothing_of_the_test_period_reaches_the_bundle(trained, data, tmp_path):
     assert without_time(manifest.metrics) == without_time(trained[0].metrics)
 
 
-def test_going_on_over_the_validation_period_changes_the_srm_alone(trained, data, tmp_path):
+def test_going_on_over_the_validation_period_leaves_what_was_chosen_alone(trained, data, tmp_path):
     chosen = load_bundle(trained[1])
     train_bundle(*data, HashEncoder(), tmp_path / "x", dataclasses.replace(TINY, retrain=False))
     stopped = load_bundle(tmp_path / "x")
     changed = {n for n in chosen.device if not np.array_equal(chosen.device[n], stopped.device[n])}
-    assert changed
-    assert all(name.startswith("srm.") for name in changed)
+    assert {"srm.item_out", "item_vectors", "calibrator.gate.weight"} <= changed
+    assert not changed & {"phi.mean", "phi.scale", "fusion.alpha", "staleness.0.weight", "popularity"}
+    assert chosen.manifest.blend == stopped.manifest.blend
+    assert chosen.manifest.live == stopped.manifest.live
+
+
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_bundle(trained, data, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop_late(progress):
+        if progress.stage == "SRM to the end":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_bundle(*data, HashEncoder(), tmp_path / "x", TINY, stop_late)
+    assert not (tmp_path / "x").exists()
+    stages: list[str] = []
+    manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", TINY, lambda p: stages.append(p.stage))
+    assert not {"SRM", "cloud network"} & set(stages)
+    assert manifest.bundle_id == trained[0].bundle_id
+    assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+def test_controls_lie_beside_the_bundle(trained, data, tmp_path):
+    controls = load_controls(trained[1], trained[0].bundle_id)
+    assert controls is not None
+    own = load_bundle(trained[1]).device["srm.item_out"]
+    assert not np.allclose(controls.second.tensors()["srm.item_out"], own)
+    assert 0 < controls.head_alpha < 1
+    with pytest.raises(BundleError, match="belongs to bundle"):
+        load_controls(trained[1], "0" * 16)
+    hurried = train_bundle(*data, HashEncoder(), tmp_path / "x", in_a_hurry(TINY))
+    assert load_controls(tmp_path / "x", hurried.bundle_id) is None
+    assert hurried.quick
+
+
+def test_the_live_seed_holds_everybody_up_to_the_test_period(trained, data):
+    bundle = load_bundle(trained[1])
+    before = data[1].train.interactions + data[1].valid.interactions
+    assert bundle.live["lengths"].sum() == before
+    assert len(bundle.live["items"]) == before  # nobody's ring is full here
 
 
 def test_a_bundle_is_found_for_its_data_only(trained, data, home):
@@ -196,7 +246,10 @@ def test_a_bundle_is_found_for_its_data_only(trained, data, home):
 
 def test_catalogue_larger_than_the_full_softmax_trains_too(data, tmp_path):
     options = dataclasses.replace(
-        TINY, srm=SrmOptions(dim=16, epochs=6, positions=256, full_softmax_items=10, negatives=30)
+        TINY,
+        srm=dataclasses.replace(TINY.srm, full_softmax_items=10, negatives=10),
+        sequence=dataclasses.replace(TINY.sequence, full_softmax_items=10, negatives=10),
+        controls=False,
     )
     manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", options)
     assert manifest.metrics["srm.ndcg@10"] > manifest.metrics["popularity.ndcg@10"] + 0.15
