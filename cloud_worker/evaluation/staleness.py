@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cloud_worker.evaluation.bootstrap import Interval, mean_interval
+from cloud_worker.evaluation.bootstrap import Interval, UserResamples, around, stacked
 from cloud_worker.evaluation.neighbours import ItemNeighbours, recent_popularity
 from cloud_worker.evaluation.test_period import GAPS, TestPeriod
 from cloud_worker.training import blending, calibrator, evaluate
@@ -20,13 +21,17 @@ from cloud_worker.training.snapshots import Pairs
 from cloud_worker.training.srm import running_states
 from streams.experiment.ranking_metrics import hit_rate_at, ndcg_at, reciprocal_rank
 
-METRICS: Final[Mapping[str, Callable[[Ranks], npt.NDArray[np.float64]]]] = {
+Floats = npt.NDArray[np.float64]
+OnGap = Callable[[int, int], None]
+
+METRICS: Final[Mapping[str, Callable[[Ranks], Floats]]] = {
     "ndcg@10": ndcg_at,
     "hr@10": hit_rate_at,
     "mrr": reciprocal_rank,
 }
 SRM: Final = "SRM"
 FRESH, STALE, CALIBRATED = "fused fresh", "fused stale", "fused calibrated"
+WEIGHED: Final = "fused stale, α by s"
 SECOND, HEAD = "control: second SRM seed", "control: distilled head, no cloud"
 
 
@@ -49,36 +54,58 @@ class Column:
     users: npt.NDArray[np.int64]
     repeated: npt.NDArray[np.bool_]
     ranks: Mapping[str, Ranks]
+    seed: int = 0
+
+    @cached_property
+    def resamples(self) -> UserResamples:
+        """Of the users; the same for all that is measured at this gap."""
+        return UserResamples(self.users, self.seed)
+
+    def only(self, rows: npt.NDArray[np.bool_]) -> Column:
+        """Some of the moments."""
+        ranks = {name: each[rows] for name, each in self.ranks.items()}
+        return Column(self.gap, self.users[rows], self.repeated[rows], ranks, self.seed)
+
+    def measured(self, metric: str) -> Mapping[str, Floats]:
+        """(Q,) for each method."""
+        return {name: METRICS[metric](ranks) for name, ranks in self.ranks.items()}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A method at a gap: its mean, and its difference to the SRM at the same moments."""
-
-    value: Interval
-    over_srm: Interval
-
-
-def columns(period: TestPeriod, controls: Controls | None, gaps: Sequence[int] = GAPS) -> list[Column]:
-    """Rank every method at every gap."""
+def columns(
+    period: TestPeriod,
+    controls: Controls | None,
+    gaps: Sequence[int] = GAPS,
+    seed: int = 0,
+    on_gap: OnGap = lambda _done, _total: None,
+) -> list[Column]:
+    """Rank every method at every gap that some history bears."""
     bench, histories = period.bench, period.histories
+    gaps = [gap for gap in gaps if gap <= period.longest_gap]
     found: list[Column] = []
+    on_gap(0, 1 + len(gaps))
     independent = _independent(period, controls)
     for gap in gaps:
+        on_gap(1 + len(found), 1 + len(gaps))
         able, pairs = period.pairs(gap)
         data, moments = bench.data(pairs), bench.moments(pairs.fresh)
         fresh_alpha = float(period.alpha(np.zeros(1))[0])
         repaired = calibrator.apply(period.repair, data)
         alpha = period.alpha(period.staleness(data.phi))
+        cloud, stale, weighed = evaluate.ranks_for_alphas(
+            bench.catalogue, moments, data.stale, (1.0, fresh_alpha, alpha)
+        )
+        calibrated, fused = evaluate.ranks_for_alphas(bench.catalogue, moments, repaired, (1.0, alpha))
         ranks = {name: each[able] for name, each in independent.items()} | {
-            "cloud stale": evaluate.ranks(bench.catalogue, moments, data.stale, 1.0),
-            "calibrated": evaluate.ranks(bench.catalogue, moments, repaired, 1.0),
-            STALE: evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha),
-            CALIBRATED: evaluate.ranks(bench.catalogue, moments, repaired, alpha),
+            "cloud stale": cloud,
+            "calibrated": calibrated,
+            STALE: stale,
+            WEIGHED: weighed,
+            CALIBRATED: fused,
         }
         at = histories.starts[moments.users] + moments.positions
         repeated = histories.times_ms[at] == histories.times_ms[at - 1]
-        found.append(Column(gap, moments.users, repeated, ranks))
+        found.append(Column(gap, moments.users, repeated, ranks, seed))
+    on_gap(1 + len(gaps), 1 + len(gaps))
     return found
 
 
@@ -120,21 +147,52 @@ def _independent(period: TestPeriod, controls: Controls | None) -> dict[str, Ran
     return found
 
 
-def cell(column: Column, method: str, metric: str, seed: int) -> Cell:
-    """A method's mean at a gap and its paired difference to the SRM."""
-    measure = METRICS[metric]
-    mine, srm = measure(column.ranks[method]), measure(column.ranks[SRM])
-    return Cell(mean_interval(mine, column.users, seed), mean_interval(mine - srm, column.users, seed))
+@dataclass(frozen=True)
+class Cell:
+    """A method at a gap: its mean, and its difference to the SRM at the same moments."""
+
+    value: Interval
+    over_srm: Interval
 
 
-def difference(column: Column, method: str, other: str, metric: str, seed: int) -> Interval:
+def cells(column: Column, metric: str) -> dict[str, Cell]:
+    """Each method's mean at a gap and its paired difference to the SRM."""
+    measured = column.measured(metric)
+    values = stacked(list(measured.values()))
+    means = column.resamples.means(values)
+    over = column.resamples.means(values - measured[SRM][:, None])
+    return {name: Cell(*each) for name, *each in zip(measured, means, over, strict=True)}
+
+
+def difference(column: Column, method: str, other: str, metric: str) -> Interval:
     """Paired difference of two methods at the same moments."""
     measure = METRICS[metric]
-    return mean_interval(measure(column.ranks[method]) - measure(column.ranks[other]), column.users, seed)
+    return column.resamples.mean(measure(column.ranks[method]) - measure(column.ranks[other]))
 
 
-def recovered(column: Column, metric: str) -> float | None:
-    """Share of what staleness costs the fused ranking that calibration wins back; None where it costs nothing."""
-    measure = METRICS[metric]
-    fresh, stale, repaired = (float(measure(column.ranks[each]).mean()) for each in (FRESH, STALE, CALIBRATED))
-    return (repaired - stale) / (fresh - stale) if fresh - stale > 1e-12 else None
+def recovered(column: Column, metric: str) -> Interval | None:
+    """Share of what staleness costs the fused ranking that calibration wins back.
+
+    Returns
+    -------
+    Interval or None
+        None where staleness costs nothing significant: a share of nothing says nothing.
+    """
+    measured = column.measured(metric)
+    fresh, stale, repaired = (measured[each] for each in (FRESH, STALE, CALIBRATED))
+    loss, won = fresh - stale, repaired - stale
+    if not len(loss) or not column.resamples.mean(loss).low > 0:
+        return None
+    totals = column.resamples.totals(stacked([won, loss]))
+    lost = totals[:, 1]
+    shares = np.divide(totals[:, 0], lost, out=np.full(len(lost), np.nan), where=lost > 0)
+    return around(float(won.sum() / loss.sum()), shares)
+
+
+def compared(column: Column) -> list[tuple[str, str]]:
+    """Which methods are set against each other at a gap: the claims that the table is asked about."""
+    pairs = [(FRESH, SRM), (FRESH, SECOND), (FRESH, HEAD), (CALIBRATED, HEAD)]
+    pairs += [(CALIBRATED, FRESH)]
+    if column.gap:
+        pairs += [(CALIBRATED, STALE), (CALIBRATED, WEIGHED), (CALIBRATED, SRM), (STALE, SRM)]
+    return [(method, other) for method, other in pairs if {method, other} <= set(column.ranks)]

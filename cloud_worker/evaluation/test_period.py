@@ -2,14 +2,14 @@
 
 A moment is an interaction of the test period whose user has one before; it is judged by the rank of what was taken,
 over the whole catalogue, from all that was known before it. For a gap g the device serves with the embedding that the
-cloud would have sent g interactions ago, with the live index as it was then. Users are drawn whole, and their moments
-taken in stretches, since neighbouring moments share the embeddings that are looked at.
+cloud would have sent g interactions ago, with the live index as it was then. Users are drawn whole: neighbouring
+moments share the embeddings that are looked at, and intervals are over users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -29,7 +29,7 @@ from cloud_worker.training.snapshots import Pairs, Snapshots
 from cloud_worker.training.srm import Gru4Rec
 from streams.bundle import Bundle
 from streams.datasets import Prepared
-from streams.errors import DatasetError
+from streams.errors import BundleError, DatasetError
 
 Floats = npt.NDArray[np.float32]
 OnProgress = Callable[[str, int, int], None]
@@ -67,13 +67,28 @@ class TestPeriod:
         """Everybody's interactions, the test period's among them."""
         return self.bench.histories
 
-    def pairs(self, gap: int) -> tuple[Ints, Pairs]:
-        """Moments whose user had interactions enough for a gap: their places in ``moments``, and the pairs."""
+    @property
+    def longest_gap(self) -> int:
+        """The largest gap that any moment's history bears."""
+        return int(self.bench.snapshots.positions[self.moments].max()) - 1
+
+    def pairs(self, gap: int, *, nearest: bool = False) -> tuple[Ints, Pairs]:
+        """Moments whose user had interactions enough for a gap: their places in ``moments``, and the pairs.
+
+        Parameters
+        ----------
+        gap
+            One of those that the period was loaded with.
+        nearest
+            A moment with a shorter history has the largest gap that it bears, so that all moments are there. The
+            period must have been loaded so.
+        """
         snapshots = self.bench.snapshots
-        key = snapshots.users * (int(snapshots.positions.max(initial=0)) + 1) + snapshots.positions
+        wide = int(snapshots.positions.max(initial=0)) + 1
+        key = snapshots.users * wide + snapshots.positions
         users, positions = snapshots.users[self.moments], snapshots.positions[self.moments]
-        able = np.flatnonzero(positions - gap >= 1)
-        wanted = users[able] * (int(snapshots.positions.max(initial=0)) + 1) + positions[able] - gap
+        able = np.arange(len(positions)) if nearest else np.flatnonzero(positions - gap >= 1)
+        wanted = users[able] * wide + np.maximum(positions[able] - gap, 1)
         return able, Pairs(np.searchsorted(key, wanted), self.moments[able])
 
     def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
@@ -97,7 +112,7 @@ def load_test_period(
     moments: int,
     seed: int,
     gaps: Sequence[int] = GAPS,
-    window: int | None = None,
+    nearest: bool = False,
     on_progress: OnProgress = lambda _stage, _done, _total: None,
 ) -> TestPeriod:
     """Draw the moments and let every part of the bundle look at them.
@@ -105,27 +120,38 @@ def load_test_period(
     Parameters
     ----------
     moments
-        At most so many.
-    window
-        Items of a refresh request; the bundle's.
+        At least so many, if there are; the last user drawn is taken whole.
+    nearest
+        See `TestPeriod.pairs`.
 
     Raises
     ------
+    BundleError
+        The bundle was trained on other data, or with another encoder.
     DatasetError
-        No interaction of the test period has one of its user before it.
+        No interaction of the test period has one of its user before it, or no history is as long as a gap.
     """
     manifest = bundle.manifest
+    _check(bundle, prepared, encoder)
     histories = _histories(bundle, prepared)
     at_users, at_positions = _draw(histories, moments, np.random.default_rng(seed))
     if not len(at_users):
         raise DatasetError(
             f"dataset {manifest.dataset}: no user of the test period has an interaction before it",
-            remedy="judge on more data, or with another --split",
+            remedy="train a bundle on more data, or with another --split",
+        )
+    if (longest := int(at_positions.max()) - 1) < min(gaps):
+        raise DatasetError(
+            f"dataset {manifest.dataset}: a gap of {min(gaps)} is longer than any history; "
+            f"at the moments drawn it can be {longest} at most",
+            remedy="ask for a shorter gap, or for more moments",
         )
     wide = int(histories.lengths.max()) + 1
-    wanted = [at_users * wide + at_positions - gap for gap in {0, *gaps}]
-    enough = [at_positions - gap >= 1 for gap in {0, *gaps}]
-    keys = np.unique(np.concatenate([each[able] for each, able in zip(wanted, enough, strict=True)]))
+    keys = at_users * wide + at_positions
+    for gap in gaps:
+        able = np.ones(len(at_users), np.bool_) if nearest else at_positions - gap >= 1
+        keys = np.append(keys, at_users[able] * wide + np.maximum(at_positions[able] - gap, 1))
+    keys = np.unique(keys)
     every = np.ones(len(keys), np.bool_)
     snapshots = Snapshots(keys // wide, keys % wide, every, every)
     networks = _networks(bundle)
@@ -143,9 +169,7 @@ def load_test_period(
         on_done=lambda done, total: on_progress("live index", done, total),
     )
     answers = Answers(
-        sequence_embeddings(
-            networks.sequence, histories, snapshots.users, snapshots.positions, window or manifest.window
-        ),
+        sequence_embeddings(networks.sequence, histories, snapshots.users, snapshots.positions, manifest.window),
         networks.projector.embed(vectors),
         scores,
     )
@@ -169,6 +193,23 @@ def load_test_period(
         np.searchsorted(keys, at_users * wide + at_positions),
         calibrator.Calibrator.from_tensors(bundle.device),
     )
+
+
+def _check(bundle: Bundle, prepared: Prepared, encoder: Encoder) -> None:
+    """Refuse what would be judged on other data, or asked in another language, than it was trained on."""
+    manifest = bundle.manifest
+    if manifest.dataset_hash != prepared.manifest.hash:
+        raise BundleError(
+            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
+            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
+            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
+        )
+    if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
+        raise BundleError(
+            f"bundle {bundle.id} was trained with the encoder {manifest.encoder} of dimension {manifest.text_dim}; "
+            f"the settings name {encoder.model_id} of dimension {encoder.dim}",
+            remedy="set cloud.encoder and cloud.encoder_model to that model, or train a bundle with this one",
+        )
 
 
 def _histories(bundle: Bundle, prepared: Prepared) -> Histories:
@@ -200,8 +241,3 @@ def _networks(bundle: Bundle) -> Networks:
     projector = Projector.from_tensors(bundle.cloud)
     sequence = SequenceModel.from_tensors(bundle.cloud)
     return Networks(Gru4Rec.from_tensors(bundle.device), sequence, projector, projector)
-
-
-def with_moments(period: TestPeriod, rows: Ints) -> TestPeriod:
-    """Only some of the judged moments."""
-    return replace(period, moments=period.moments[rows])

@@ -126,7 +126,7 @@ def main() -> None:
         if package in _OURS:
             _unexpected(problem, context)
         else:
-            remedy = "install Driftline with its extras: uv pip install 'driftline[device,cloud]'"
+            remedy = "install Driftline with its extras: uv pip install 'driftline[device,cloud,evaluate]'"
             _say(f"this command needs the Python package {package}, which is not installed", remedy)
         code = EXIT_FAILURE
     except Exception as problem:  # noqa: BLE001 - the edge of the process: whatever it is, it is said and counted as 1

@@ -17,6 +17,7 @@ VERBS: Final = {
     "device": "Run a device worker.",
     "cloud": "Run a cloud worker.",
     "train": "Train a model bundle.",
+    "evaluate": "Measure what a bundle's models are worth on the test period.",
     "data": "List, prepare and import datasets.",
     "topics": "Show, create and verify the topics.",
     "config": "Show the settings, where they come from and what they mean.",

@@ -1,0 +1,15 @@
+"""``driftline evaluate``: what a bundle's models are worth on the test period, which none of them has seen."""
+
+from __future__ import annotations
+
+import typer
+
+from infra.cli._evaluate_staleness import staleness
+
+app = typer.Typer(no_args_is_help=True)
+app.command("staleness")(staleness)
+
+
+@app.callback()
+def evaluate() -> None:
+    """Measure what a bundle's models are worth on the test period, which none of them has seen."""

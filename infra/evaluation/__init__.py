@@ -1,0 +1,1 @@
+"""What the evaluation commands share: opening what is judged, the run folder, plots; and the runtimes' comparison."""
