@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from cloud_worker import blend as blending
+from cloud_worker.sequence import SequenceModel, gap_buckets
 from cloud_worker.training import calibrator as calibration
-from cloud_worker.training import cloud_model, evaluate, fusion, signals, srm, staleness, text
+from cloud_worker.training import evaluate, fusion, live, next_item, projector, reliability, signals, srm, text
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.metrics import auc, expected_calibration_error, ranks_of, summary
-from cloud_worker.training.options import CalibratorOptions, CloudOptions, SnapshotOptions
+from cloud_worker.training.networks import sequence_embeddings
+from cloud_worker.training.options import (
+    CalibratorOptions,
+    FitOptions,
+    MomentOptions,
+    ProjectorOptions,
+    ReliabilityOptions,
+)
 from cloud_worker.training.snapshots import choose, pairs_of
 from streams.bundle import PHI
 
@@ -39,7 +48,7 @@ def test_histories_keep_time_order_and_know_where_training_ends():
 
 
 def test_snapshots_never_look_past_their_period(histories):
-    snapshots = choose(histories, SnapshotOptions(train=60, valid=40), 1.0, np.random.default_rng(1))
+    snapshots = choose(histories, MomentOptions(train=60, valid=40), 100.0, np.random.default_rng(1))
     trained = histories.trained[snapshots.users]
     assert (snapshots.positions >= 1).all()
     assert (snapshots.positions[~snapshots.valid] < trained[~snapshots.valid]).all()
@@ -50,7 +59,7 @@ def test_snapshots_never_look_past_their_period(histories):
 
 
 def test_pairs_are_of_one_user_and_period_with_a_positive_gap(histories):
-    snapshots = choose(histories, SnapshotOptions(train=60, valid=40), 1.0, np.random.default_rng(1))
+    snapshots = choose(histories, MomentOptions(train=60, valid=40), 100.0, np.random.default_rng(1))
     for valid in (False, True):
         pairs = pairs_of(snapshots, 20, valid=valid)
         gap = snapshots.positions[pairs.fresh] - snapshots.positions[pairs.stale]
@@ -104,104 +113,230 @@ def test_evaluation_excludes_seen_items_in_full_catalogue(histories):
         assert ranks[row] == (0 if seen[row, target] else len(better))
 
 
-# --- SRM
+# --- networks that name the next item
+
+
+def _overfit(model, rows, gaps=None, steps=200):
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    gaps = torch.zeros_like(rows) if gaps is None else gaps
+    for _ in range(steps):
+        optimiser.zero_grad()
+        before, _ = model.before_each(rows, gaps, model.table(), None)
+        real = rows >= 0
+        loss = torch.nn.functional.cross_entropy(before[real] @ model.table().T + model.bias, rows[real])
+        loss.backward()
+        optimiser.step()
+    return float(loss.detach())
+
+
+ROWS = torch.tensor([[1, 5, 9, 2, 7, 3], [4, 4, 8, 0, 11, -1]])
+# The first item has nothing before it: ln 2 for each of two users is the floor.
+FLOOR = 2 * np.log(2) / 11
 
 
 def test_srm_overfits_one_batch():
     torch.manual_seed(0)
-    model = srm.Gru4Rec(20, 16, dropout=0.0)
-    rows = torch.tensor([[1, 5, 9, 2, 7, 3], [4, 4, 8, 0, 11, -1]])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(150):
-        optimiser.zero_grad()
-        loss = srm.loss_of(model, rows)
-        loss.backward()
-        optimiser.step()
-    # The first item has nothing before it: ln 2 for each of two users is the floor.
-    assert float(loss.detach()) < 2 * np.log(2) / 11 + 0.05
+    assert _overfit(srm.Gru4Rec(20, 16, dropout=0.0), ROWS) < FLOOR + 0.05
+
+
+def test_cloud_network_overfits_one_batch():
+    torch.manual_seed(0)
+    model = SequenceModel(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), 16, 24, dropout=0.0)
+    assert _overfit(model, ROWS) < FLOOR + 0.05
+
+
+def test_cloud_network_tells_users_apart_by_their_time_gaps():
+    torch.manual_seed(0)
+    model = SequenceModel(np.zeros((20, 6), np.float32), 16, 24, dropout=0.0)
+    rows, gaps = torch.tensor([[1, 2, 3], [1, 2, 4]]), torch.tensor([[0, 2, 0], [0, 9, 0]])
+    assert _overfit(model, rows, gaps) < 0.1
+
+
+def test_gap_buckets_grow_and_end():
+    buckets = gap_buckets(np.array([-5, 0, 5_000, 60_000, 3_600_000, 86_400_000, 10**14]))
+    assert buckets[0] == buckets[1] == 0
+    assert (np.diff(buckets[1:]) > 0).all()
+    assert buckets[-1] == 15
+
+
+def test_cloud_network_of_a_bundle_says_the_same(histories):
+    torch.manual_seed(0)
+    model = SequenceModel(np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32), 8, 12).eval()
+    again = SequenceModel.from_tensors(model.tensors())
+    users, positions = np.arange(6), np.array([0, 1, 5, 9, 3, 7])
+    wanted = sequence_embeddings(model, histories, users, positions, 5)
+    np.testing.assert_allclose(sequence_embeddings(again, histories, users, positions, 5), wanted, atol=1e-6)
+    alone = sequence_embeddings(model, histories, users[3:4], positions[3:4], 5)
+    np.testing.assert_allclose(alone[0], wanted[3], atol=1e-6)  # padding has no say
 
 
 def test_running_state_does_not_depend_on_what_comes_later_or_on_padding(histories):
     torch.manual_seed(0)
-    model = srm.Gru4Rec(30, 8)
+    model = srm.Gru4Rec(30, 8).eval()
     users = np.arange(12)
     states = srm.running_states(model, histories, users, np.minimum(6, histories.lengths[users]))
     alone = srm.running_states(model, histories, users[4:5], np.array([6]))
     with torch.no_grad():
-        direct = model.states(torch.from_numpy(histories.of(4, 6))[None])[0, -1].numpy()
+        row = torch.from_numpy(histories.of(4, 6))[None]
+        direct = model.before_each(row, row, model.table(), None)[1][0, -1].numpy()
     np.testing.assert_allclose(states[4], direct, atol=1e-6)
     np.testing.assert_allclose(alone[0], direct, atol=1e-6)
     assert not srm.running_states(model, histories, users[:1], np.array([0])).any()
 
 
-def test_seen_before_holds_each_positions_past():
-    rows = np.array([[2, 0, 2], [1, -1, -1]])
-    assert srm.seen_before(rows, 3).tolist() == [
-        [False, False, False],
-        [False, False, True],
-        [True, False, True],
-        [False, False, False],
-    ]
+def test_chunks_hold_every_interaction_once():
+    lengths = np.array([0, 3, 50, 7, 16, 33, 1])
+    for offsets in (None, np.array([1, 5, 16, 2, 16, 9, 3])):
+        chunks = next_item.cut(lengths, 16, offsets)
+        assert (chunks.counts <= 16).all()
+        assert (chunks.counts >= 1).all()
+        held = [
+            (user, position)
+            for user, begin, count in zip(chunks.users, chunks.begins, chunks.counts, strict=True)
+            for position in range(begin, begin + count)
+        ]
+        assert sorted(held) == [(user, position) for user in range(7) for position in range(lengths[user])]
 
 
-def test_batches_hold_every_user_once_within_the_bound():
-    lengths = np.array([0, 3, 50, 7, 9, 200, 1])
-    batches = list(srm.batches(lengths, 60, np.random.default_rng(0)))
-    assert sorted(np.concatenate(batches).tolist()) == [1, 2, 3, 4, 5, 6]
-    assert all(len(b) == 1 or lengths[b].max() * len(b) <= 60 for b in batches)
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("kind", ["device", "cloud"])
+def test_fitting_learns_what_follows_what(full, kind):
+    """A ring of items: the next one follows from the last."""
+    rng = np.random.default_rng(0)
+    items = (rng.integers(30, size=(40, 1)) + np.arange(20)) % 30
+    histories = make_histories(np.repeat(np.arange(40), 20), items.reshape(-1), np.arange(800), 30, 800)
+    torch.manual_seed(0)
+    model = srm.Gru4Rec(30, 16, 0.0) if kind == "device" else SequenceModel(np.eye(30, dtype=np.float32), 16, 16, 0.0)
+    options = FitOptions(
+        16, 1, 0, 0.0, 8, positions=64, negatives=10, full_softmax_items=100 if full else 5, weight_decay=0.0
+    )
+    losses = []
+    next_item.fit(
+        model,
+        histories,
+        options,
+        lengths=histories.trained,
+        epochs=25,
+        learning_rate=1e-2,
+        exclude_seen=False,
+        generator=rng,
+        after_epoch=lambda _, loss: losses.append(loss),
+    )
+    states = (
+        srm.running_states(model, histories, np.arange(40), np.full(40, 10))
+        if kind == "device"
+        else sequence_embeddings(model, histories, np.arange(40), np.full(40, 10), 8)
+    )
+    with torch.no_grad():
+        guess = (torch.from_numpy(states) @ model.table().T + model.bias).argmax(dim=1).numpy()
+    assert (guess == items[:, 10]).mean() > 0.9
+    assert losses[-1] < losses[0] / 2
+
+
+def test_what_was_seen_is_left_out_of_the_loss_but_for_the_target(histories):
+    gaps = np.zeros(len(histories.items), np.int64)
+    chunks = next_item.cut(histories.lengths, 7)
+    rows = np.array([0, 2, 5])
+    batch = next_item._Batch.of(histories, gaps, chunks, rows, torch.device("cpu"))
+    seen = batch.seen(histories).numpy()
+    at = 0
+    for row in rows:
+        for step in range(chunks.counts[row]):
+            past = histories.of(chunks.users[row], chunks.begins[row] + step)
+            own = histories.of(chunks.users[row])[chunks.begins[row] + step]
+            assert set(np.flatnonzero(seen[at])) == set(past.tolist()) - {own}
+            at += 1
+    assert at == len(seen)
 
 
 def test_logq_correction_makes_sampled_loss_fair():
-    """Negatives drawn by popularity must not push popular items down: expected gradients agree with the full ones."""
+    """Items drawn by popularity must not be pushed down for it: expected gradients agree with the full ones."""
     torch.manual_seed(0)
-    model = srm.Gru4Rec(50, 8, dropout=0.0)
-    rows = torch.randint(0, 50, (8, 10))
-    proposal = np.linspace(1, 20, 50)
-    proposal /= proposal.sum()
-    srm.loss_of(model, rows).backward()
-    full = model.bias.grad.clone()
-    model.zero_grad()
-    rng, n = np.random.default_rng(0), 4000
-    for _ in range(20):
-        drawn = torch.from_numpy(rng.choice(50, n, p=proposal))
-        expected = torch.from_numpy(np.log(n * proposal)).float()
-        (srm.loss_of(model, rows, drawn, expected) / 20).backward()
-    assert torch.nn.functional.cosine_similarity(full, model.bias.grad, dim=0) > 0.97
+    rng = np.random.default_rng(0)
+    popularity = np.linspace(1, 20, 50) / np.linspace(1, 20, 50).sum()
+    histories = make_histories(
+        np.repeat(np.arange(50), 40), rng.choice(50, 2000, p=popularity), np.arange(2000), 50, 2000
+    )
+    table, bias = torch.randn(50, 8) * 0.3, torch.zeros(50, requires_grad=True)
+    options = FitOptions(8, 1, 0, 0.0, 8, positions=40, negatives=5, full_softmax_items=10)
+    sampled = next_item._Negatives(histories, histories.lengths, options, rng, torch.device("cpu"))
+    hidden, targets = torch.randn(2000, 8), torch.from_numpy(histories.items)
+    torch.nn.functional.cross_entropy(hidden @ table.T + bias, targets).backward()
+    full = bias.grad.clone()
+    bias.grad = None
+    for rows in torch.randperm(2000).repeat(10).split(40):
+        (sampled.loss(hidden[rows], targets[rows], table, bias, None) / 500).backward()
+    assert torch.nn.functional.cosine_similarity(full, bias.grad, dim=0) > 0.9
 
 
-# --- shared space
+# --- what the cloud says
+
+
+def test_a_part_alone_is_the_teacher_when_it_has_all_the_weight():
+    torch.manual_seed(0)
+    sequence, text_scores, live_scores = torch.randn(3, 20), torch.randn(3, 20), torch.rand(3, 20)
+    only = blending.teacher(sequence, text_scores, live_scores, blending.Blend(1.0, 0.0, 0.0))
+    torch.testing.assert_close(only, torch.softmax(sequence, dim=1))
+    live_scores[1] = 0  # nobody else took what this user did
+    mixed = blending.teacher(sequence, text_scores, live_scores, blending.Blend(0.25, 0.25, 0.5))
+    torch.testing.assert_close(mixed.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(mixed[1], (torch.softmax(sequence[1], 0) + torch.softmax(text_scores[1], 0)) / 2)
+
+
+@pytest.mark.parametrize("n_items", [500, 20_000])
+def test_fitted_embeddings_come_near_the_teacher(n_items):
+    torch.manual_seed(0)
+    table, bias = torch.randn(n_items, 64) / 8, torch.randn(n_items) * 0.1
+    sequence = torch.randn(6, 64) * 4
+    live_scores = torch.zeros(6, n_items)
+    live_scores[:, ::37] = torch.rand(6, len(range(0, n_items, 37)))
+    live_scores **= 8
+    blend = blending.Blend(0.4, 0.0, 0.6)
+    target = blending.teacher(sequence @ table.T + bias, None, live_scores, blend)
+    fitted = blending.fit(target, table, bias, sequence)
+
+    def divergence(e):
+        logged = torch.log_softmax(e @ table.T + bias, 1)
+        return float((target * (target.clamp_min(1e-12).log() - logged)).sum(1).mean())
+
+    def shared(e):
+        tops = ((e @ table.T + bias).topk(10, dim=1).indices, target.topk(10, dim=1).indices)
+        return np.mean([len(set(a.tolist()) & set(b.tolist())) for a, b in zip(*tops, strict=True)])
+
+    assert divergence(fitted) < 0.6 * divergence(sequence)
+    assert shared(fitted) > shared(sequence) + 1
+
+
+def test_live_scores_of_the_past_know_nothing_later():
+    """The same moment is asked with and without what happens after it."""
+    rng = np.random.default_rng(0)
+    users, items, times = rng.integers(20, size=600), rng.integers(25, size=600), np.arange(600) * 60_000
+    whole = make_histories(users, items, times, 25, valid_start_ms=600 * 60_000)
+    cut = make_histories(users[:400], items[:400], times[:400], 25, valid_start_ms=600 * 60_000)
+    at, positions = np.arange(20), cut.lengths - 1
+    asked = [live.scores_at(each, at, positions, live.CHOICES[:2], exclude_seen=False) for each in (whole, cut)]
+    for one, other in zip(*asked, strict=True):
+        np.testing.assert_allclose(one.dense(25), other.dense(25))
+        assert one.dense(25).any()
+
+
+# --- projector
 
 
 def test_projector_overfits_one_batch():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(25, 12)).astype(np.float32)
-    model = cloud_model.CloudModel(vectors, np.ones(25, np.int64), d=8, hidden=16)
+    table, bias = torch.randn(25, 8), torch.zeros(25)
+    model = projector.Projector(12, 16, 8)
     profiles = torch.from_numpy(rng.normal(size=(6, 12)).astype(np.float32))
     targets = torch.arange(6)[:, None]
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(200):
         optimiser.zero_grad()
-        loss = cloud_model.loss_of(model, profiles, targets, None, None)
+        loss = projector.loss_of(model, profiles, targets, None, None, table, bias)
         loss.backward()
         optimiser.step()
     assert float(loss.detach()) < 0.05
-
-
-def test_rescaling_leaves_scores_alone():
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    profiles = rng.normal(size=(40, 12)).astype(np.float32)
-    model = cloud_model.CloudModel(rng.normal(size=(25, 12)).astype(np.float32), np.ones(25, np.int64), 8, 16)
-
-    def scores():
-        with torch.no_grad():
-            return (model.project(torch.from_numpy(profiles)) @ model.vectors().T).numpy()
-
-    before = scores()
-    model.rescale(profiles)
-    np.testing.assert_allclose(scores(), before, rtol=1e-4, atol=1e-5)
-    assert np.linalg.norm(model.embed(profiles), axis=1).mean() == pytest.approx(1.0, abs=0.01)
 
 
 def test_real_profiles_are_folded_in_without_a_new_layer():
@@ -210,19 +345,19 @@ def test_real_profiles_are_folded_in_without_a_new_layer():
     stand_in = rng.normal(size=(300, 12)).astype(np.float32)
     mixing = rng.normal(size=(12, 12))
     profiles = (stand_in @ mixing.T + 0.3).astype(np.float32)
-    model = cloud_model.CloudModel(rng.normal(size=(25, 12)).astype(np.float32), np.ones(25, np.int64), 8, 16)
+    model = projector.Projector(12, 16, 8)
     wanted = model.embed(stand_in)
-    cloud_model.fold_in_real_profiles(model, profiles, stand_in, ridge=1e-6)
+    projector.fold_in_real_profiles(model, profiles, stand_in, ridge=1e-6)
     np.testing.assert_allclose(model.embed(profiles), wanted, atol=5e-3)
 
 
 def test_targets_and_seen_items_lie_on_their_side_of_the_position(histories):
     users, positions = np.array([0, 3]), np.array([4, 2])
     ends = np.array([6, histories.lengths[3]])
-    ahead = cloud_model.next_items(histories, users, positions, ends, 5)
+    ahead = projector.next_items(histories, users, positions, ends, 5)
     assert ahead[0].tolist() == [*histories.of(0)[4:6].tolist(), -1, -1, -1]
     assert ahead[1].tolist() == histories.of(3)[2:7].tolist()
-    behind = cloud_model.seen_items(histories, users, positions)
+    behind = projector.seen_items(histories, users, positions)
     assert behind[0].tolist() == histories.of(0)[:4][::-1].tolist()
     assert behind[1].tolist() == [*histories.of(3)[:2][::-1].tolist(), -1, -1]
 
@@ -235,15 +370,16 @@ def test_stand_in_is_the_decayed_mean_of_the_last_items(histories):
     np.testing.assert_allclose(got, wanted / np.linalg.norm(wanted), atol=1e-6)
 
 
-def test_shared_space_training_lowers_the_loss(histories):
+def test_projector_training_lowers_the_loss(histories):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(30, 12)).astype(np.float32)
-    model = cloud_model.CloudModel(vectors, histories.popularity(valid=False), 8, 16)
-    options = CloudOptions(stand_in_positions=4000, batch=64, learning_rate=1e-2)
+    options = ProjectorOptions(stand_in_positions=4000, batch=64, learning_rate=1e-2)
     losses = []
-    cloud_model.train_on_stand_ins(
-        model,
+    projector.train_on_stand_ins(
+        projector.Projector(12, 16, 8),
+        (torch.randn(30, 8), torch.zeros(30)),
+        vectors,
         histories,
         options,
         last=5,
@@ -266,33 +402,47 @@ def test_signals_by_hand():
     users, stale, fresh = np.zeros(2, int), np.array([1, 3]), np.array([3, 3])
     means = signals.recent_means(histories, users, stale, fresh, unit, 0.8)
     np.testing.assert_allclose(means, [[0, 0.8 / 1.8, 1 / 1.8], [0, 0, 0]], atol=1e-6)
-    phi = signals.signals(histories, users, stale, fresh, e, means, unit)
+    hidden = np.array([[1.0], [2.0]], np.float32)
+    srm_out = np.array([[3.0], [1.0], [2.0]], np.float32)
+    spaces = signals.Spaces.of(unit, np.zeros(3, np.float32), srm_out, np.zeros(3, np.float32))
+    phi = signals.signals(histories, users, stale, fresh, e, hidden, means, unit, spaces)
     cosine = 0.8 / np.sqrt(2) / np.hypot(0.8, 1)
-    np.testing.assert_allclose(phi[0], [cosine, 0, np.log(3), np.log(3), 1 - np.hypot(0.8, 1) / 1.8], atol=1e-6)
-    np.testing.assert_allclose(phi[1], [1, 0, 0, np.log(2), 0], atol=1e-6)
+    np.testing.assert_allclose(phi[0, :5], [cosine, 0, np.log(3), np.log(3), 1 - np.hypot(0.8, 1) / 1.8], atol=1e-6)
+    np.testing.assert_allclose(phi[1, :5], [1, 0, 0, np.log(2), 0], atol=1e-6)
+    cloud, srm_scores = e @ unit.T, hidden @ srm_out.T
+    for row in range(2):
+        wanted = [
+            np.corrcoef(cloud[row], srm_scores[row])[0, 1],
+            np.log(cloud[row].std()),
+            np.log(srm_scores[row].std()),
+            (cloud[row, 2] - cloud[row].mean()) / cloud[row].std(),  # item 2 was the last one
+            np.log(4),
+        ]
+        np.testing.assert_allclose(phi[row, 5:], wanted, atol=1e-5)
 
 
 def _calibration_data(n: int, d: int, gap: int) -> calibration.CalibrationData:
     rng = np.random.default_rng(0)
     stale, means, fresh = (rng.normal(size=(n, d)).astype(np.float32) for _ in range(3))
     phi = rng.normal(size=(n, len(PHI))).astype(np.float32)
-    return calibration.CalibrationData(stale, means, phi, np.full(n, gap), fresh, rng.integers(20, size=n))
+    hidden = rng.normal(size=(n, 4)).astype(np.float32)
+    return calibration.CalibrationData(stale, means, hidden, phi, np.full(n, gap), fresh, rng.integers(20, size=n))
 
 
 def test_calibrator_leaves_a_fresh_embedding_alone():
     data = _calibration_data(7, 6, gap=0)
-    np.testing.assert_array_equal(calibration.Calibrator(6, 8).apply_to(data), data.stale)
+    np.testing.assert_array_equal(calibration.apply(calibration.Calibrator(6, 4, 8), data), data.stale)
 
 
 def test_calibrator_overfits_one_batch_towards_the_fresh_embedding():
     torch.manual_seed(0)
     rng = np.random.default_rng(1)
     data = _calibration_data(8, 6, gap=30)
-    model = calibration.Calibrator(6, 32)
+    model = calibration.Calibrator(6, 4, 32)
     losses = []
     options = CalibratorOptions(epochs=400, batch=8, learning_rate=2e-2, next_item_weight=0.0)
     vectors, bias = rng.normal(size=(20, 6)).astype(np.float32), np.zeros(20, np.float32)
-    calibration.fit(model, data, vectors, bias, options, rng, lambda epoch, loss: losses.append(loss))
+    calibration.fit(model, data, vectors, bias, options, options.epochs, rng, lambda epoch, loss: losses.append(loss))
     assert losses[0] > 0.5
     assert losses[-1] < 0.01
 
@@ -305,7 +455,14 @@ def test_calibrator_compares_a_sample_of_a_large_catalogue():
     options = CalibratorOptions(epochs=200, batch=8, learning_rate=2e-2, negatives=10)
     vectors, bias = rng.normal(size=(20, 6)).astype(np.float32), np.zeros(20, np.float32)
     calibration.fit(
-        calibration.Calibrator(6, 32), data, vectors, bias, options, rng, lambda _, loss: losses.append(loss)
+        calibration.Calibrator(6, 4, 32),
+        data,
+        vectors,
+        bias,
+        options,
+        options.epochs,
+        rng,
+        lambda _, loss: losses.append(loss),
     )
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
 
@@ -313,21 +470,39 @@ def test_calibrator_compares_a_sample_of_a_large_catalogue():
 # --- staleness and fusion
 
 
-def test_staleness_head_recovers_the_probabilities_it_was_made_from():
+def test_calibrator_of_a_bundle_says_the_same():
+    torch.manual_seed(0)
+    data = _calibration_data(9, 6, gap=5)
+    model = calibration.Calibrator(6, 4, 8)
+    again = calibration.Calibrator.from_tensors(model.tensors())
+    np.testing.assert_allclose(calibration.apply(again, data), calibration.apply(model, data), atol=1e-5)
+
+
+def test_staleness_head_is_calibrated_across_users_and_finds_what_decides():
     rng = np.random.default_rng(0)
-    phi = rng.normal(size=(20_000, 5))
-    weight, bias = np.array([1.0, -0.5, 0.8, 0.0, 0.2]), -0.7
-    labels = rng.random(20_000) < staleness.predict(phi, weight, bias)
-    got_weight, got_bias = staleness.fit(phi, labels)
-    np.testing.assert_allclose(got_weight, weight, atol=0.08)
-    assert got_bias == pytest.approx(bias, abs=0.08)
+    phi = rng.normal(size=(6_000, len(PHI))).astype(np.float32)
+    truth = 1 / (1 + np.exp(-(2.0 * phi[:, 2] - 1.5 * phi[:, 0] - 0.7)))
+    labels = rng.random(6_000) < truth
+    found = reliability.fit(phi, labels, np.arange(6_000) // 20, ReliabilityOptions(epochs=15), seed=0)
+    assert auc(found.predicted, labels) > auc(truth, labels) - 0.02
+    assert expected_calibration_error(found.predicted, labels) < 0.03
+    tensors = found.head.tensors()
+    hidden = np.tanh(phi @ tensors["staleness.0.weight"].T + tensors["staleness.0.bias"])
+    logits = hidden @ tensors["staleness.2.weight"][0] + tensors["staleness.2.bias"]
+    np.testing.assert_allclose(logits, found.head.logits(phi), atol=1e-5)
 
 
-def test_staleness_head_survives_a_single_class():
-    weight, bias = staleness.fit(np.random.default_rng(0).normal(size=(50, 5)), np.zeros(50, bool))
-    assert np.isfinite(weight).all()
-    assert np.isfinite(bias)
-    assert bias < -2
+def test_staleness_head_survives_a_single_class_and_no_moments():
+    phi = np.random.default_rng(0).normal(size=(50, len(PHI))).astype(np.float32)
+    found = reliability.fit(phi, np.zeros(50, bool), np.arange(50), ReliabilityOptions(epochs=5), seed=0)
+    assert np.isfinite(found.predicted).all()
+    nothing = reliability.fit(phi[:0], np.zeros(0, bool), np.zeros(0, int), ReliabilityOptions(epochs=5), seed=0)
+    assert np.isfinite(nothing.head.logits(phi)).all()
+
+
+def test_a_refresh_pays_where_it_lifts_the_item_clearly():
+    stale, fresh = np.array([30, 10, 5, 1000, 3, 0]), np.array([10, 30, 5, 900, 2, 0])
+    assert reliability.pays(stale, fresh).tolist() == [True, False, False, False, True, False]
 
 
 def test_fusion_is_z_scores_and_a_constant_has_no_say():
