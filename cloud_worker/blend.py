@@ -22,7 +22,7 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 
-FIT_STEPS: Final = 20
+FIT_STEPS: Final = 30
 _RATE: Final = 0.35
 _SHRINK: Final = 1e-3
 _FIRST, _SECOND = 0.8, 0.9
