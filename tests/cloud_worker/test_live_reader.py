@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -241,6 +242,28 @@ def test_a_topic_made_anew_under_a_reader_is_read_from_its_beginning(world: Worl
         wait_for(lambda: reading.counts() == wanted, 60)
         world.assert_knows_all(reading)
         assert reading.reader.ended() is None
+
+
+@pytest.mark.chaos
+def test_after_an_outage_of_the_broker_it_reads_on(
+    make_broker: Callable[..., Broker], topic_prefix: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    with socket.socket() as free:  # it must come back where it was
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    broker = make_broker(port=port)
+    broker.start()
+    kafka = KafkaSettings(bootstrap=broker.bootstrap, topic_prefix=topic_prefix, partitions=2)
+    world = World(kafka, bundle, tmp_path / "live" / "w.safetensors")
+    world.send(50)
+    with world.reading(checkpoint_s=0.5) as reading:
+        broker.stop()
+        wait_for(lambda: reading.value("lag_seconds") > 4)
+        broker.start()
+        world.send(30)
+        wait_for(lambda: reading.value("events_total") == 80, 90)
+        world.assert_knows_all(reading)
+        wait_for(lambda: reading.value("lag_seconds") < 2)
 
 
 def test_a_bundle_whose_live_part_is_none_is_refused(world: World) -> None:
