@@ -65,9 +65,15 @@ class UserResamples:
         blocks = range(0, len(self._draws), _BLOCK)
         return np.concatenate([self._draws[at : at + _BLOCK].astype(np.float64) @ of_user for at in blocks])
 
-    def weights(self) -> npt.NDArray[np.uint8]:
-        """(resamples, Q) how often each moment is in a resample; large."""
-        return self._draws[:, self._at]
+    @property
+    def count(self) -> int:
+        """How many resamples there are."""
+        return len(self._draws)
+
+    def weights(self, nth: int) -> npt.NDArray[np.uint8]:
+        """(Q,) how often each moment is in the nth resample."""
+        found: npt.NDArray[np.uint8] = self._draws[nth][self._at]
+        return found
 
     def means(self, values: npt.NDArray[np.floating]) -> list[Interval]:
         """Mean and interval of each column of values (Q, M)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -156,16 +157,17 @@ def with_half_width(interval: Interval) -> str:
 
 
 def signed(interval: Interval) -> str:
-    """``+.0123*`` over ``[+.0012,+.0234]``: a difference; the star says that the interval leaves out 0."""
+    """``+.0123*`` over ``[+.001,+.023]``: a difference; the star says that the interval leaves out 0."""
     star = "*" if interval.significant else ""
-    return (
-        f"{short(interval.mean, sign=True)}{star}\n[{short(interval.low, sign=True)},{short(interval.high, sign=True)}]"
-    )
+    low, high = (short(each, "+.3f") for each in (interval.low, interval.high))
+    return f"{short(interval.mean, '+.4f')}{star}\n[{low},{high}]"
 
 
-def short(value: float, *, sign: bool = False) -> str:
-    """Four digits behind the point and none before it, where it is 0."""
-    text = f"{value:+.4f}" if sign else f"{value:.4f}"
+def short(value: float, spec: str = ".4f") -> str:
+    """A number without the zero before its point; a dash for none."""
+    if math.isnan(value):
+        return "–"
+    text = format(value, spec)
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 

@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cloud_worker.evaluation.reliability import curve
 from streams.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
+    from cloud_worker.evaluation.reliability import Bin, Decision, Sample
     from cloud_worker.evaluation.staleness import Cell, Column
 
 COLOURS: Final[Mapping[str, str]] = {
@@ -29,6 +31,14 @@ COLOURS: Final[Mapping[str, str]] = {
     "fused fresh": "#0072b2",
 }
 """Of a palette that the colour-blind can tell apart (Okabe & Ito 2008); its paler shades for what is shown beside."""
+SCORE_COLOURS: Final[Mapping[str, str]] = {
+    "random": "#999999",
+    "gap": "#e69f00",
+    "age": "#f0e442",
+    "1 - cos(e, m)": "#56b4e9",
+    "disagreement": "#cc79a7",
+    "staleness s": "#009e73",
+}
 _PALE: Final = {"item-kNN", "cloud stale", "calibrated", "fused stale, α by s"}
 
 
@@ -69,6 +79,60 @@ def plot_staleness(path: Path, dataset: str, columns: Sequence[Column], cells: S
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
 
 
+def plot_reliability(
+    path: Path,
+    dataset: str,
+    found: Sample,
+    diagrams: Mapping[str, Sequence[Bin]],
+    decisions: Sequence[Decision],
+) -> None:
+    """The reliability diagram; what refreshes add to all pairs, by the share refreshed; and what one brings.
+
+    Parameters
+    ----------
+    diagrams
+        For each thing that is served without a refresh.
+    """
+    rates = [step / 50 for step in range(51)]
+    with figure(path, f"Does staleness s say when a refresh pays? {dataset}", 1, 3) as (fig, axes):
+        largest = 0.0
+        for (without, bins), colour in zip(diagrams.items(), ("#009e73", "#d55e00"), strict=True):
+            x, y = [each.predicted for each in bins], [each.observed.mean for each in bins]
+            down = [max(0.0, each.observed.mean - each.observed.low) for each in bins]
+            up = [max(0.0, each.observed.high - each.observed.mean) for each in bins]
+            axes[0].errorbar(
+                x, y, [down, up], color=colour, marker="o", ms=4, lw=1.5, capsize=2, label=f"instead: {without}"
+            )
+            largest = max(largest, *x, *(each.observed.high for each in bins))
+        axes[0].plot([0, largest], [0, largest], color="#999999", lw=1, ls=":", label="as predicted")
+        axes[0].set(title="reliability diagram", xlabel="staleness s", ylabel="share where a refresh pays")
+        axes[0].legend(frameon=False, fontsize=8)
+        offset = -0.3
+        for score, colour in SCORE_COLOURS.items():
+            if score in found.scores:
+                width = 2.2 if score == "staleness s" else 1.2
+                axes[1].plot(rates, curve(found, score, rates), label=score, color=colour, lw=width)
+                each = [decision for decision in decisions if decision.score == score]
+                at = [nth + offset for nth in range(len(each))]
+                down = [decision.gain.mean - decision.gain.low for decision in each]
+                up = [decision.gain.high - decision.gain.mean for decision in each]
+                means = [decision.gain.mean for decision in each]
+                axes[2].errorbar(
+                    at, means, [down, up], color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score
+                )
+                offset += 0.12
+        axes[1].set(title="NDCG@10 that refreshes add to all pairs", xlabel="share of pairs refreshed")
+        kept = list(dict.fromkeys(decision.rate for decision in decisions))
+        axes[2].axhline(0, color="#555555", lw=0.8)
+        axes[2].set(
+            title="NDCG@10 that one refresh brings",
+            xlabel="share of pairs refreshed",
+            xticks=range(len(kept)),
+            xticklabels=[f"{rate:.0%}" for rate in kept],
+        )
+        fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+
+
 @contextmanager
 def figure(path: Path, title: str, rows: int, columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure and its axes, written to `path` at the end.
@@ -78,7 +142,7 @@ def figure(path: Path, title: str, rows: int, columns: int) -> Iterator[tuple[Fi
     EnvironmentProblem
         The file cannot be written.
     """
-    fig = Figure(figsize=(5.5 * columns, 0.8 + 4.2 * rows), layout="constrained")
+    fig = Figure(figsize=(5.0 * columns, 0.8 + 4.2 * rows), layout="constrained")
     FigureCanvasAgg(fig)  # no window system is asked for
     fig.suptitle(title)
     axes = list(fig.subplots(rows, columns, squeeze=False).flat)

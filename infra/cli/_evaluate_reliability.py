@@ -1,0 +1,174 @@
+"""``driftline evaluate reliability``: is the staleness score right, and what are refreshes worth that it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.cli._evaluate import (
+    BundleOption,
+    DatasetOption,
+    JsonOption,
+    MomentsOption,
+    OutOption,
+    SeedOption,
+    columns_of,
+    evaluation,
+    numbers,
+    short,
+    signed,
+    with_half_width,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cloud_worker.evaluation.reliability import Bin, Decision, Quality
+
+
+def reliability(
+    ctx: typer.Context,
+    dataset: DatasetOption = None,
+    bundle: BundleOption = None,
+    moments: MomentsOption = 2_000,
+    gaps: Annotated[
+        str, typer.Option(metavar="G,G,…", help="Each moment is paired with each of these gaps that it bears.")
+    ] = "0,1,2,4,8,16,32",
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether the staleness score is right, and what a refresh is worth where it asks for one.
+
+    AUC, ECE and reliability diagram against "a refresh pays"; gain and precision of the refreshes that each score
+    would hand out at 5, 10 and 20 %, against random, gap, age, cosine and rank disagreement.
+    """
+    from cloud_worker.evaluation import reliability as measure
+    from infra.evaluation.plots import plot_reliability
+
+    wanted = numbers(gaps, "--gaps")
+    options = {"moments": moments, "gaps": wanted, "seed": seed}
+    with evaluation(
+        ctx, "reliability", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options
+    ) as run:
+        candidates = run.judged.settings.cloud.candidates
+        period = run.period(moments=moments, seed=seed, gaps=wanted)
+        found = measure.sample(
+            period,
+            wanted,
+            candidates=candidates,
+            seed=seed,
+            on_gap=lambda done, total: run.bars.show("serving", done, total),
+        )
+        run.bars.show("resampling", 0, 1)
+        kept = sorted(set(found.gap.tolist()))
+        labels = (measure.CALIBRATED, measure.STALE)
+        qualities = {(label, gap): measure.quality(found, label, gap) for label in labels for gap in (None, *kept)}
+        diagrams = {label: measure.diagram(found, label) for label in labels}
+        decisions = measure.decisions(found)
+        run.bars.show("resampling", 1, 1)
+        run.notes.append(
+            f"pairs: each of {len(period.moments)} moments with each gap of {','.join(map(str, kept))} that its "
+            f"history bears, {len(found.gap)} in all; lists of {candidates} candidates"
+        )
+        run.notes.append(f"a refresh pays where it lifts 1/log2(1+rank) of what was taken by more than {measure.PAYS}")
+        run.warn_of_few_users(found.resamples.n_users)
+        result = {
+            "rows": [_quality_row(*key, each) for key, each in qualities.items()],
+            "diagram": [
+                {"without": label, "pairs": each.pairs, "predicted": each.predicted}
+                | columns_of("observed", each.observed)
+                for label, bins in diagrams.items()
+                for each in bins
+            ],
+            "decisions": [_decision_row(each) for each in decisions],
+        }
+
+        def show(console: Console) -> None:
+            console.print(_quality_table(qualities))
+            for label, bins in diagrams.items():
+                console.print(_diagram_table(label, bins))
+            console.print(_decisions_table(decisions))
+
+        run.finish(
+            result,
+            lambda path: plot_reliability(path, period.bundle.manifest.dataset, found, diagrams, decisions),
+            show,
+        )
+
+
+def _quality_row(without: str, gap: int | None, quality: Quality) -> dict[str, Any]:
+    row = {"without": without, "gap": "all" if gap is None else gap} | asdict(quality)
+    return row | columns_of("auc", quality.auc) | columns_of("ece", quality.ece)
+
+
+def _decision_row(decision: Decision) -> dict[str, Any]:
+    row: dict[str, Any] = {"score": decision.score, "rate": decision.rate}
+    row |= columns_of("gain", decision.gain) | columns_of("precision", decision.precision)
+    return row | columns_of("ours_over", decision.ours_over) | {"significant": decision.ours_over.significant}
+
+
+def _quality_table(qualities: dict[tuple[str, int | None], Quality]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        title="the bundle's staleness s as the probability that a refresh pays",
+        caption="± half the width of the 95 % interval over users; ECE over ten bins of equal width",
+    )
+    for column in ("instead of a refresh", "gap"):
+        table.add_column(column)
+    for column in ("pairs", "it pays", "mean s", "AUC", "ECE"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for (without, gap), each in qualities.items():
+        if gap is None:
+            table.add_section()
+        table.add_row(
+            without if gap is None else "",
+            "all" if gap is None else str(gap),
+            str(each.pairs),
+            f"{each.share:.1%}",
+            f"{each.predicted:.1%}",
+            with_half_width(each.auc),
+            with_half_width(each.ece),
+        )
+    return table
+
+
+def _diagram_table(without: str, bins: list[Bin]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"reliability diagram, {without} instead of a refresh: ten equal bins")
+    table.add_column("bin")
+    for nth in range(len(bins)):
+        table.add_column(str(nth + 1), justify="right")
+    table.add_row("mean s", *(short(each.predicted, ".3f") for each in bins))
+    table.add_row("it pays", *(short(each.observed.mean, ".3f") for each in bins))
+    table.add_row("from", *(short(each.observed.low, ".3f") for each in bins))
+    table.add_row("to", *(short(each.observed.high, ".3f") for each in bins))
+    return table
+
+
+def _decisions_table(decisions: list[Decision]) -> Any:
+    from rich.table import Table
+
+    rates = list(dict.fromkeys(each.rate for each in decisions))
+    table = Table(
+        title="refreshes handed out by a score: NDCG@10 that one brings (fused fresh less fused calibrated)",
+        caption="pays: share of the refreshes that pay; s less it: gain by s less gain by this score, paired, "
+        "* if its 95 % interval leaves out 0",
+    )
+    table.add_column("score", no_wrap=True)
+    for rate in rates:
+        for column in (f"{rate:.0%}: gain", "pays", "s less it"):
+            table.add_column(column, justify="right", no_wrap=True)
+    by = {(each.score, each.rate): each for each in decisions}
+    for score in dict.fromkeys(each.score for each in decisions):
+        values = []
+        for rate in rates:
+            each = by[score, rate]
+            over = "" if score == "staleness s" else signed(each.ours_over)
+            values += [signed(each.gain), f"{each.precision.mean:.1%}", over]
+        table.add_row(score, *values)
+    return table
