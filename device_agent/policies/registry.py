@@ -19,15 +19,26 @@ from typing import Final
 import msgspec
 
 from device_agent.policies.base import BasePolicy, Policy
+from device_agent.policies.disagreement import Disagreement
 from device_agent.policies.drift import Drift
 from device_agent.policies.fixed import Always, EveryN, Never, Random, Ttl
+from device_agent.policies.reliability import Reliability
 from streams.errors import SettingsError
 from streams.experiment.arms import ArmSpec
 
 GROUP: Final = "driftline.policies"
 
 BUILT_IN: Final[Mapping[str, type[BasePolicy]]] = MappingProxyType(
-    {"never": Never, "always": Always, "every-n": EveryN, "ttl": Ttl, "drift": Drift, "random": Random}
+    {
+        "never": Never,
+        "always": Always,
+        "every-n": EveryN,
+        "ttl": Ttl,
+        "drift": Drift,
+        "reliability": Reliability,
+        "disagreement": Disagreement,
+        "random": Random,
+    }
 )
 
 

@@ -20,9 +20,10 @@ from tests.device_agent.core_helpers import small_bundle
 MODEL = StalenessModel(small_bundle().device)
 
 
-def signals(n=1, *, cos_recent=1.0, **given):
+def signals(n=1, *, cos_recent=1.0, agreement=1.0, **given):
     phi = np.zeros((n, len(PHI)), np.float32)
     phi[:, COS_RECENT] = cos_recent
+    phi[:, PHI.index("agreement")] = agreement
     defaults = {
         "count": 10,
         "has_embedding": True,
@@ -43,7 +44,18 @@ def decide(arm, told, scratch=None):
     return build_policy(parse_arm(arm)).decide(told, np.zeros((n, 8), np.float32) if scratch is None else scratch)
 
 
-ARMS = ["never", "always", "every-n:n=3", "ttl:seconds=60", "drift:threshold=0.3", "drift:rate=0.2", "random:p=0.5"]
+ARMS = [
+    "never",
+    "always",
+    "every-n:n=3",
+    "ttl:seconds=60",
+    "drift:threshold=0.3",
+    "drift:rate=0.2",
+    "reliability:threshold=0.3",
+    "reliability:rate=0.2",
+    "disagreement:rate=0.2",
+    "random:p=0.5",
+]
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -95,6 +107,19 @@ def test_ttl_counts_from_the_newer_of_request_and_embedding():
 def test_drift_asks_at_its_threshold():
     assert decide("drift:threshold=0.5", signals(cos_recent=0.6)).request.tolist() == [False]
     assert decide("drift:threshold=0.5", signals(cos_recent=0.5)).request.tolist() == [True]
+
+
+def test_reliability_asks_where_the_head_says_that_a_refresh_pays():
+    told = signals(60, cos_recent=np.linspace(-1, 1, 60))
+    asked = decide("reliability:threshold=0.5", told)
+    assert (asked.request == (told.staleness >= 0.5)).all()
+    assert (asked.score == told.staleness).all()
+    assert not decide("reliability:threshold=0", signals(has_embedding=False, age_ms=NEVER_MS)).reason[0]
+
+
+def test_disagreement_asks_where_both_models_part():
+    told = signals(3, agreement=[1.0, 0.2, -0.9])
+    assert decide("disagreement:threshold=0.7", told).request.tolist() == [False, True, True]
 
 
 @settings(deadline=None, max_examples=20)
@@ -158,6 +183,8 @@ def test_dice_are_shares(hashes, seed):
         ("drift:threshold=0.1,rate=0.1", "exactly one"),
         ("drift:threshold=nan", "0"),
         ("drift:rate=1", "1"),
+        ("reliability:threshold=1.5", "largest"),
+        ("disagreement", "exactly one"),
         ("random:p=0", "0"),
         ("random:p=1.5", "1"),
         ("random:p=nan", "0"),
