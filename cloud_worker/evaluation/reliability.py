@@ -1,7 +1,7 @@
 """Whether the staleness score is right, and what a refresh is worth where it asks for one.
 
-Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike; gap 0, where
-there is nothing to gain, among them.
+Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
+them: there a refresh brings the embedding that the device has, and at most the weight α of a fresh one.
 """
 
 from __future__ import annotations
