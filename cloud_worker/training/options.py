@@ -11,7 +11,7 @@ class FitOptions:
     """How a network that names the next item is trained. The rate rises for a tenth of the epochs, then falls to zero.
 
     ``positions`` are the interactions of a batch, ``chunk`` those of one of its rows. Catalogues of up to
-    ``full_softmax_items`` are trained with the full softmax, larger ones with the targets of a batch and ``negatives`` more.
+    ``full_softmax_items`` are trained with the full softmax, larger ones with a batch's targets and ``negatives`` more.
     ``final_epochs`` over training and validation period together follow when everything is chosen: a model that stops
     at the validation period knows fewer items.
     """
