@@ -6,12 +6,14 @@ import typer
 
 from infra.cli._evaluate_collaborative import collaborative
 from infra.cli._evaluate_reliability import reliability
+from infra.cli._evaluate_runtime import runtime
 from infra.cli._evaluate_staleness import staleness
 
 app = typer.Typer(no_args_is_help=True)
 app.command("staleness")(staleness)
 app.command("reliability")(reliability)
 app.command("collaborative")(collaborative)
+app.command("runtime")(runtime)
 
 
 @app.callback()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloud_worker.evaluation.bootstrap import Interval
     from cloud_worker.evaluation.reliability import Bin, Decision, Sample
     from cloud_worker.evaluation.staleness import Cell, Column
+    from infra.evaluation.runtime import Timing
 
 COLOURS: Final[Mapping[str, str]] = {
     "SRM": "#555555",
@@ -167,6 +168,27 @@ def plot_collaborative(
         for axis in axes[: len(rules)]:
             axis.set_ylim(low, high)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+
+
+def plot_runtime(path: Path, dataset: str, timings: Sequence[Timing]) -> None:
+    """Time of one event, alone and in a wave, a panel a ranking."""
+    rankings = list(dict.fromkeys(each.ranking for each in timings))
+    names = list(dict.fromkeys((each.runtime, each.item_vectors) for each in timings))
+    with figure(path, f"Time to serve an event: {dataset}", 1, len(rankings)) as (fig, axes):
+        for axis, ranking in zip(axes, rankings, strict=True):
+            for nth, rows in enumerate(sorted({each.rows for each in timings})):
+                by = {
+                    (each.runtime, each.item_vectors): each.us_per_call / each.rows
+                    for each in timings
+                    if each.ranking == ranking and each.rows == rows
+                }
+                at = [place + 0.4 * nth - 0.2 for place in range(len(names))]
+                label = "alone" if rows == 1 else f"in a wave of {rows}"
+                bars = axis.bar(at, [by[name] for name in names], 0.38, color=("#0072b2", "#56b4e9")[nth], label=label)
+                axis.bar_label(bars, fmt="%.3g", fontsize=8)
+            axis.set(title=ranking, ylabel="µs an event", yscale="log", xticks=range(len(names)))
+            axis.set_xticklabels([f"{name}\n{kind}" for name, kind in names])
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 
 
 @contextmanager
