@@ -20,8 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 KEPT: Final = 256
 """Scores kept of each moment: the rest would not move an embedding."""
-_BATCH: Final = 64
-"""Moments asked at once; the index is at most so many moments behind."""
+_TELL_EVERY: Final = 64
 
 CHOICES: Final = (
     LiveOptions(neighbours=100, decay=0.85, reach=5.0, backward=1.0, popularity_power=0.0),
@@ -87,20 +86,18 @@ def scores_at(
     ]
     at = 0
     by_time = np.argsort(known, kind="stable")
-    for start in range(0, len(by_time), _BATCH):
-        rows = by_time[start : start + _BATCH]
-        upto = int(known[rows[0]]) + 1  # of the batch's earliest moment: nobody is told the future
+    for done, row in enumerate(by_time, start=1):
+        upto = int(known[row]) + 1
         index.observe(keys[at:upto], items[at:upto], times[at:upto])
         at = max(at, upto)
-        taken = [histories.of(int(u), int(p)) for u, p in zip(users[rows], positions[rows], strict=True)]
-        now = times[known[rows]]
+        taken = histories.of(int(users[row]), int(positions[row]))
         for options, sparse in zip(choices, found, strict=True):
-            scores = index.asked_with(options).scores(taken, users[rows].tolist(), now)
+            scores = index.asked_with(options).scores([taken], [int(users[row])], times[known[row], None])[0]
             if exclude_seen:
-                for row, items_taken in enumerate(taken):
-                    scores[row, items_taken] = 0.0
-            top = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
-            sparse.items[rows] = top
-            sparse.values[rows] = np.take_along_axis(scores, top, axis=1)
-        on_done(min(start + _BATCH, len(by_time)), len(by_time))
+                scores[taken] = 0.0
+            top = np.argpartition(-scores, kept - 1)[:kept]
+            sparse.items[row] = top
+            sparse.values[row] = scores[top]
+        if done % _TELL_EVERY == 0 or done == len(by_time):
+            on_done(done, len(by_time))
     return found

@@ -54,7 +54,7 @@ class MomentOptions:
 
     train: int = 5_000
     valid: int = 3_000
-    valid_stretch: int = 64
+    valid_stretch: int = 24
     encoded_train: int = 850
     encoded_valid: int = 500
     characters: int = 800_000

@@ -18,8 +18,6 @@ from cloud_worker.training.options import MomentOptions
 
 TRAIN_STEPS: Final = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
 CHAIN: Final = 6
-VALID_PATTERN: Final = (0, 1, 5)
-"""Of each sixteen positions: a pair of every kind of gap, and one of exactly 16 for every snapshot."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +116,16 @@ def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.ran
 def _stretches(
     histories: Histories, budget: int, stretch: int, generator: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """(user, position) in the validation period, user by user in random order."""
+    """(user, position) in the validation period, user by user in random order: every position of a stretch.
+
+    A choice among the positions would not do: the first one of a visit is harder than those that follow it.
+    """
     chosen: list[tuple[int, int]] = []
     lengths = histories.lengths
     for user in generator.permutation(np.flatnonzero(lengths > np.maximum(histories.trained, 1))):
         first, end = max(int(histories.trained[user]), 1), int(lengths[user])
         first = int(generator.integers(first, max(first, end - stretch) + 1))
-        chosen += [
-            (int(user), position)
-            for position in range(first, min(end, first + stretch))
-            if (position - first) % 16 in VALID_PATTERN
-        ]
+        chosen += [(int(user), position) for position in range(first, min(end, first + stretch))]
         if len(chosen) >= budget:
             break
     return chosen
