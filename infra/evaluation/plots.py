@@ -185,9 +185,10 @@ def plot_runtime(path: Path, dataset: str, timings: Sequence[Timing]) -> None:
                 at = [place + 0.4 * nth - 0.2 for place in range(len(names))]
                 label = "alone" if rows == 1 else f"in a wave of {rows}"
                 bars = axis.bar(at, [by[name] for name in names], 0.38, color=("#0072b2", "#56b4e9")[nth], label=label)
-                axis.bar_label(bars, fmt="%.3g", fontsize=8)
+                axis.bar_label(bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", fontsize=8)
             axis.set(title=ranking, ylabel="µs an event", yscale="log", xticks=range(len(names)))
             axis.set_xticklabels([f"{name}\n{kind}" for name, kind in names])
+            axis.set_ylim(bottom=1)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 
 
