@@ -129,13 +129,17 @@ def evaluation(
     options: Mapping[str, Any],
 ) -> Iterator[Evaluation]:
     """Begin an evaluation: load the bundle, make its run folder; where it fails, no empty folder is left."""
+    from infra.bundles import choose_bundle
+
+    context: CliContext = ctx.obj
+    settings = context.settings
+    wanted = settings if dataset is None else settings.model_copy(update={"dataset": dataset})
+    path = choose_bundle(wanted, bundle)  # said before torch is waited for
     from infra.cli._bars import StageBars
     from infra.evaluation.opening import open_judged
     from infra.evaluation.run_folder import describe, make_run_folder
 
-    context: CliContext = ctx.obj
-    settings = context.settings
-    judged = open_judged(settings, dataset, bundle)
+    judged = open_judged(settings, dataset, path)
     now = datetime.now(UTC)
     folder = make_run_folder(settings.home, verb, judged.bundle.manifest.dataset, out, now)
     try:

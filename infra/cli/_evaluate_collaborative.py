@@ -46,15 +46,14 @@ def collaborative(
 
     NDCG@10 over the whole catalogue; items outside the cloud's list stand behind it in the SRM's order.
     """
-    from cloud_worker.evaluation import collaborative as measure
-    from infra.evaluation.plots import plot_collaborative
-
-    options = {"moments": moments, "gap": gap, "candidates": candidates, "seed": seed}
+    length = candidates or ctx.obj.settings.cloud.candidates
+    options = {"moments": moments, "gap": gap, "candidates": length, "seed": seed}
     with evaluation(
         ctx, "collaborative", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options
     ) as run:
-        length = candidates or run.judged.settings.cloud.candidates
-        options["candidates"] = length
+        from cloud_worker.evaluation import collaborative as measure
+        from infra.evaluation.plots import plot_collaborative
+
         period = run.period(moments=moments, seed=seed, gaps=[gap], nearest=True)
         table = measure.measure(
             period,

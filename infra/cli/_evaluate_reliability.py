@@ -45,15 +45,15 @@ def reliability(
     AUC, ECE and reliability diagram against "a refresh pays"; gain and precision of the refreshes that each score
     would hand out at 5, 10 and 20 %, against random, gap, age, cosine and rank disagreement.
     """
-    from cloud_worker.evaluation import reliability as measure
-    from infra.evaluation.plots import plot_reliability
-
     wanted = numbers(gaps, "--gaps")
-    options = {"moments": moments, "gaps": wanted, "seed": seed}
+    candidates = ctx.obj.settings.cloud.candidates
+    options = {"moments": moments, "gaps": wanted, "candidates": candidates, "seed": seed}
     with evaluation(
         ctx, "reliability", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options
     ) as run:
-        candidates = run.judged.settings.cloud.candidates
+        from cloud_worker.evaluation import reliability as measure
+        from infra.evaluation.plots import plot_reliability
+
         period = run.period(moments=moments, seed=seed, gaps=wanted)
         found = measure.sample(
             period,

@@ -42,15 +42,16 @@ def runtime(
 
     On recorded moments of the test period: one step and a wave of 256, candidates and the whole catalogue.
     """
-    from infra.evaluation import runtime as measure
-    from infra.evaluation.plots import plot_runtime
-    from infra.evaluation.recorded import record
-
-    options = {"moments": moments, "gap": gap, "seed": seed}
+    candidates = ctx.obj.settings.cloud.candidates
+    options = {"moments": moments, "gap": gap, "candidates": candidates, "seed": seed}
     with evaluation(ctx, "runtime", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options) as run:
+        from infra.evaluation import runtime as measure
+        from infra.evaluation.plots import plot_runtime
+        from infra.evaluation.recorded import record
+
         period = run.period(moments=moments, seed=seed, gaps=[gap], nearest=True)
         _, pairs = period.pairs(gap, nearest=True)
-        recorded = record(period, pairs, run.judged.settings.cloud.candidates)
+        recorded = record(period, pairs, candidates)
         run.bars.show("parity", 0, 1)
         parity = measure.parity(recorded)
         run.bars.show("parity", 1, 1)

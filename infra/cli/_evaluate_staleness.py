@@ -47,12 +47,12 @@ def staleness(
 
     NDCG@10, HR@10 and MRR over the whole catalogue; intervals resample users.
     """
-    from cloud_worker.evaluation import staleness as measure
-    from infra.evaluation.plots import plot_staleness
-
     wanted = numbers(gaps, "--gaps")
     options = {"moments": moments, "gaps": wanted, "seed": seed}
     with evaluation(ctx, "staleness", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options) as run:
+        from cloud_worker.evaluation import staleness as measure
+        from infra.evaluation.plots import plot_staleness
+
         period = run.period(moments=moments, seed=seed, gaps=wanted)
         columns = measure.columns(
             period, run.judged.controls, wanted, seed, lambda done, total: run.bars.show("ranking", done, total)

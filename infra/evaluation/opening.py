@@ -10,7 +10,6 @@ from cloud_worker.cache import CachedEncoder, EmbeddingCache
 from cloud_worker.encoder import make_encoder
 from cloud_worker.evaluation.test_period import OnProgress, TestPeriod, load_test_period
 from cloud_worker.training.controls import Controls, load_controls
-from infra.bundles import choose_bundle
 from streams.bundle import Bundle, load_bundle
 from streams.datasets import Prepared, ensure_prepared
 from streams.errors import BundleError
@@ -33,25 +32,24 @@ class Judged:
     controls: Controls | None
 
 
-def open_judged(settings: Settings, dataset: str | None, bundle: Path | None) -> Judged:
+def open_judged(settings: Settings, dataset: str | None, path: Path) -> Judged:
     """Load a bundle and its data.
 
     Parameters
     ----------
     dataset
-        None: the bundle's, or without a bundle the setting's.
-    bundle
-        Its folder; None: the setting's, or the newest of the dataset.
+        The one it must be of; None: any.
+    path
+        The bundle's folder.
 
     Raises
     ------
     BundleError
-        There is no such bundle, or it is of another dataset, or of another content of this dataset.
+        The bundle is damaged, or of another dataset, or of another content of this dataset.
     DatasetError
         The data cannot be prepared.
     """
-    wanted = settings if dataset is None else settings.model_copy(update={"dataset": dataset})
-    loaded = load_bundle(choose_bundle(wanted, bundle))
+    loaded = load_bundle(path)
     name = loaded.manifest.dataset
     if dataset is not None and name != dataset:
         raise BundleError(
