@@ -79,11 +79,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder_exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder_exports(exports_home: Path) -> Path:
     """The offline text encoder as an ONNX graph: a worker loads it in a second, sentence-transformers needs ten."""
     from cloud_worker.encoder import make_encoder
     from streams.settings import CloudSettings
 
-    home = tmp_path_factory.mktemp("encoder")
-    make_encoder(CloudSettings(encoder="onnx"), home)
-    return home / "onnx"
+    make_encoder(CloudSettings(encoder="onnx"), exports_home)
+    return exports_home / "onnx"
+
+
+@pytest.fixture(scope="session")
+def exports_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which ONNX exports are made once for all tests: each costs half a minute on two cores."""
+    return tmp_path_factory.mktemp("exports")

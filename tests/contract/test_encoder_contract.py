@@ -25,8 +25,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(exports_home: Path) -> Path:
+    return exports_home
 
 
 @pytest.fixture(scope="module", params=["sentence-transformers", "onnx", "onnx-int8", "openai", "cached"])
