@@ -18,10 +18,9 @@ import numpy.typing as npt
 
 from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
-from cloud_worker.evaluation.live_replay import replay
 from cloud_worker.live.index import LiveOptions
 from cloud_worker.sequence import SequenceModel
-from cloud_worker.training import calibrator, text
+from cloud_worker.training import calibrator, live, text
 from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.data import Histories, Ints, make_histories
 from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
@@ -160,11 +159,11 @@ def load_test_period(
         histories, snapshots, bundle.items.titles, bundle.items.categories, manifest.profile_items
     )
     vectors = text.encode_all(encoder, profiles, lambda done, total: on_progress("profile texts", done, total))
-    scores = replay(
+    (scores,) = live.scores_at(
         histories,
         snapshots.users,
         snapshots.positions,
-        msgspec.convert(manifest.live, LiveOptions),
+        [msgspec.convert(manifest.live, LiveOptions)],
         exclude_seen=manifest.exclude_seen,
         on_done=lambda done, total: on_progress("live index", done, total),
     )

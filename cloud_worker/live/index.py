@@ -132,7 +132,7 @@ class LiveIndex:
         if not len(keys):
             return
         self._fade_to(int(times_ms.max()))
-        np.add.at(self._counts, items, 1.0)
+        np.add.at(self._counts, items, self._share_left(self._counts_at_ms - times_ms))
         ring, takers = self.options.ring, self.options.takers
         for key, item, time_ms in zip(keys.tolist(), items.tolist(), times_ms.tolist(), strict=True):
             slot = self._slots.get(key)
@@ -202,10 +202,16 @@ class LiveIndex:
     def _fade_to(self, time_ms: int) -> None:
         """Let the counts fade up to an event time; older events do not turn it back."""
         if time_ms > self._counts_at_ms:
-            if self._counts_at_ms and self.options.count_half_life_days:
-                days = (time_ms - self._counts_at_ms) / DAY_MS
-                self._counts *= 2.0 ** (-days / self.options.count_half_life_days)
+            if self._counts_at_ms:
+                self._counts *= self._share_left(time_ms - self._counts_at_ms)
             self._counts_at_ms = time_ms
+
+    def _share_left(self, age_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """What is left of a count after a time: so counts do not depend on how events were batched."""
+        half_life = self.options.count_half_life_days
+        if not half_life:
+            return np.ones(np.shape(age_ms))
+        return np.asarray(np.exp2(-np.asarray(age_ms, np.float64) / DAY_MS / half_life))
 
     def _new_slot(self, key: int) -> int:
         if not self._free:

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 
 from cloud_worker.encoder import EncodedBatch
 from cloud_worker.evaluation import collaborative, reliability, staleness
-from cloud_worker.evaluation.live_replay import replay
 from cloud_worker.evaluation.test_period import load_test_period
 from cloud_worker.live.index import LiveOptions
 from cloud_worker.training.controls import load_controls
 from cloud_worker.training.data import make_histories
+from cloud_worker.training.live import scores_at
 from cloud_worker.training.metrics import ranks_of
 from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
@@ -180,10 +180,11 @@ def test_what_happens_later_changes_nothing_about_a_moment(bundle, data, period)
 def test_what_the_live_index_says_of_a_moment_depends_on_no_other_moment(period):
     histories = period.histories
     snapshots = period.bench.snapshots
-    every = replay(histories, snapshots.users, snapshots.positions, LiveOptions(), exclude_seen=True)
+    (every,) = scores_at(histories, snapshots.users, snapshots.positions, [LiveOptions()], exclude_seen=True)
     rows = np.arange(0, len(snapshots), 7)
-    some = replay(histories, snapshots.users[rows], snapshots.positions[rows], LiveOptions(), exclude_seen=True)
-    assert np.array_equal(every.dense(N_ITEMS)[rows], some.dense(N_ITEMS))
+    few = (snapshots.users[rows], snapshots.positions[rows])
+    (some,) = scores_at(histories, *few, [LiveOptions()], exclude_seen=True)
+    np.testing.assert_allclose(every.dense(N_ITEMS)[rows], some.dense(N_ITEMS), rtol=1e-5)
 
 
 def test_reliability_pairs_gains_and_scores_belong_together(period):
