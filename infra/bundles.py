@@ -1,4 +1,4 @@
-"""Which bundle a command uses: the one named, the one set, or the newest of the dataset."""
+"""Which bundle a command uses: the one named, the one set, or the newest of the dataset, a quick one last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from streams.settings import Settings
 
 
 def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
-    """Folder of the bundle to use: the one given, else the setting, else the newest of the dataset under home.
+    """Folder of the bundle to use: the one given, else the setting, else the newest of the dataset.
+
+    A bundle that was trained in a hurry for a demo comes after all others.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
     name = settings.dataset
     folder = settings.home / "bundles"
     found = sorted(
-        (manifest.created, path.parent)
+        (not manifest.quick, manifest.created, path.parent)
         for path in folder.glob(f"*/{MANIFEST}")
         if (manifest := read_manifest(path.parent)) is not None and manifest.dataset == name
     )
@@ -37,4 +39,4 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
             f"there is no bundle of dataset {name} under {folder}",
             remedy=f"train one with `driftline train --dataset {name}`, or name one with --bundle",
         )
-    return found[-1][1]
+    return found[-1][2]

@@ -190,12 +190,14 @@ class LiveIndex:
             items[turned] = np.take_along_axis(items[turned], oldest_first, axis=1)
             times[turned] = np.take_along_axis(times[turned], oldest_first, axis=1)
         width = int(min(lengths.max(), options.ring))
-        items = items[:, :width]
+        times = times[:, :width]
+        # The index may be ahead of the one who asks: what happened after his moment must not answer him.
+        items = np.where(times <= now_ms, items[:, :width], n)
         matched = of_item[items]
         pulled = matched @ self._kernel[:width, :width]
         pulled *= (matched.sum(axis=1) ** options.similarity_power)[:, None]
         if options.half_life_days:
-            age_days = np.maximum(now_ms - times[:, :width], 0) / DAY_MS
+            age_days = np.maximum(now_ms - times, 0) / DAY_MS
             pulled *= np.exp2(-age_days / options.half_life_days)
         return np.asarray(np.bincount(items.ravel(), pulled.ravel(), n + 1)[:n], np.float64)
 

@@ -7,9 +7,9 @@ the scores of the fresh embedding to those of ê, plus a small cross-entropy on 
 more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
 the abstract; h, the tanh, which leaves a fresh embedding alone, and the distillation are ours.
 
-`Stranger` is the control: the same distillation into a head that sees h and m only, so that no cloud is needed when it
-serves (a light sequence model that predicts the semantic embedding, after SEAL). What calibration adds over it is what
-the cached embedding is worth.
+`Stranger` is the control: the same distillation into a head that sees h only, so that no cloud is needed when it serves
+(a light sequence model that predicts the semantic embedding, after SEAL). What calibration adds over it is what the
+cached embedding, and the signals about it, are worth.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Calibrator(nn.Module):
 
 
 class Stranger(nn.Module):
-    """The control: ê from the device's own state and recent items, without any embedding from the cloud."""
+    """The control: ê from the device's own state, without any embedding from the cloud."""
 
     def __init__(self, d: int, srm_dim: int, hidden: int) -> None:
         super().__init__()

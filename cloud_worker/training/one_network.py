@@ -86,6 +86,7 @@ def go_on(run: Run, stage: str, model: srm.Gru4Rec | SequenceModel, options: Fit
         generator=run.generator(stage),
         after_epoch=after_epoch,
     )
+    run.checkpoints.save(stage, model)
 
 
 def _watch(run: Run, model: srm.Gru4Rec | SequenceModel, generator: np.random.Generator) -> Callable[[], float] | None:

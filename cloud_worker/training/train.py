@@ -5,7 +5,7 @@
    live index about the past; the projector;
 3. on the validation period: the live formula, the blend, α, the staleness head, and what everything is worth; the
    calibrator is distilled on the training period before;
-4. both networks go on over the validation period; projector and calibrator follow them;
+4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
 5. save.
 """
 

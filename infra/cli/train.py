@@ -45,7 +45,7 @@ def train(
     quick: Annotated[
         bool, typer.Option("--quick", help="A third of the work, no controls: what the demo trains the first time.")
     ] = False,
-    retrain: Annotated[bool, typer.Option(help="Let the SRM go on over the validation period at the end.")] = True,
+    retrain: Annotated[bool, typer.Option(help="Let both networks go on over the validation period.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Train even where a fitting bundle is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:

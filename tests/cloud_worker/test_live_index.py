@@ -204,3 +204,17 @@ def test_a_state_that_fits_nothing_is_refused(damage):
         options = LiveOptions(users=2)
     with pytest.raises(ValueError, match=r"fit together|catalogue|at most"):
         LiveIndex.from_state(n_items, options, state)
+
+
+@given(streams, st.integers(0, 60), st.lists(st.integers(0, N - 1), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=50)
+def test_what_happened_after_the_moment_of_a_question_does_not_answer_it(stream, known, history):
+    """The index may be ahead of a device: its reader does not wait for the devices."""
+    options = LiveOptions(idf_power=0.0, popularity_power=0.0, users=100, ring=80, takers=80)
+    keys, items, times = stream.arrays
+    known = min(known, len(keys))
+    now_ms = int(times[known - 1]) if known else 0
+    ahead, in_time = LiveIndex(N, options), LiveIndex(N, options)
+    ahead.observe(keys, items, times)
+    in_time.observe(keys[:known], items[:known], times[:known])
+    np.testing.assert_allclose(ask(ahead, history, 99, now_ms), ask(in_time, history, 99, now_ms), rtol=1e-5, atol=1e-6)
