@@ -14,6 +14,7 @@ from cloud_worker.live.index import LiveIndex, LiveOptions
 
 N = 12
 DAY_MS = 86_400_000
+AFTERWARDS = 1_000 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ def test_nobody_is_his_own_neighbour(options, stream, history):
 
 def test_alone_in_the_world_there_is_no_answer():
     index = fed(LiveOptions(), Stream([1, 1, 1], [0, 1, 2]))
-    assert not ask(index, [0], 1, 0).any()
-    assert ask(index, [0], 2, 0).any()
+    assert not ask(index, [0], 1, AFTERWARDS).any()
+    assert ask(index, [0], 2, AFTERWARDS).any()
 
 
 def test_what_followed_counts_more_than_what_came_before_and_near_more_than_far():
     index = fed(LiveOptions(popularity_power=0.0), Stream([1] * 7, [0, 1, 2, 3, 4, 5, 6]))
-    scores = ask(index, [3], 2, 0)
+    scores = ask(index, [3], 2, AFTERWARDS)
     assert np.argsort(-scores)[:3].tolist() == [4, 5, 6]
     assert scores[4] > scores[5] > scores[6] > scores[2] > scores[1] > scores[0] > 0
     assert scores[3] == 0
@@ -127,7 +128,7 @@ def test_what_followed_counts_more_than_what_came_before_and_near_more_than_far(
 
 def test_the_newest_item_of_a_history_speaks_loudest():
     index = fed(LiveOptions(), Stream([1, 1, 2, 2], [0, 10, 1, 11]))
-    scores = ask(index, [0, 1], 9, 0)
+    scores = ask(index, [0, 1], 9, AFTERWARDS)
     assert scores[11] > scores[10] > 0
 
 
@@ -142,8 +143,8 @@ def test_what_happened_long_ago_counts_less_where_the_formula_says_so():
 
 def test_a_ring_forgets_its_oldest_items():
     index = fed(LiveOptions(ring=3), Stream([1] * 5, [0, 1, 2, 3, 4]))
-    assert not ask(index, [0], 2, 0).any()
-    assert set(np.flatnonzero(ask(index, [2], 2, 0))) == {3, 4}
+    assert not ask(index, [0], 2, AFTERWARDS).any()
+    assert set(np.flatnonzero(ask(index, [2], 2, AFTERWARDS))) == {3, 4}
 
 
 def test_ten_times_more_users_than_are_kept_take_no_more_memory_and_the_oldest_go():
