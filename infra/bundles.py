@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_worker.training.bundles import read_manifest
+from cloud_worker.training.bundles import find_bundle, read_manifest
 from streams.bundle import MANIFEST
+from streams.datasets import Prepared, Split
 from streams.errors import BundleError
 from streams.settings import Settings
 
@@ -40,3 +41,13 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
             remedy=f"train one with `driftline train --dataset {name}`, or name one with --bundle",
         )
     return found[-1][2]
+
+
+def split_of_bundle(settings: Settings, prepared: Prepared) -> Split | None:
+    """Return the periods of the bundle that a command would use with these data; None where there is none."""
+    name, data = prepared.manifest.name, prepared.manifest.hash
+    path = settings.bundle or find_bundle(settings.home, name, data)
+    manifest = read_manifest(path) if path else None
+    if manifest is None or manifest.dataset_hash != data:
+        return None
+    return Split(manifest.train, manifest.valid, manifest.test)

@@ -26,7 +26,11 @@ def replay(
     rate: Annotated[float | None, typer.Option(metavar="R", help="R events a second instead.")] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="MOMENT", help="A date, a fraction of the events, or train, valid, test."),
+        typer.Option(
+            "--from",
+            metavar="MOMENT",
+            help="A date, a fraction of the events, or a period of the bundle: train, valid, test.",
+        ),
     ] = None,
     end: Annotated[
         str | None, typer.Option("--to", metavar="MOMENT", help="Likewise; the moment itself is left out.")
@@ -52,6 +56,7 @@ def replay(
     """
     import secrets
 
+    from infra.bundles import split_of_bundle
     from infra.replay_progress import replay_bar
     from streams.datasets import ensure_prepared
     from streams.kafka_admin import ensure_topics
@@ -65,10 +70,11 @@ def replay(
     topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
     prepared = ensure_prepared(settings, dataset or settings.dataset)
     fresh = f"{prepared.manifest.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    split = split_of_bundle(settings, prepared)
     plan = ReplayPlan(
         replay_id=replay_id or fresh,
-        start_ms=None if start is None else parse_moment(start, prepared.events, "from"),
-        end_ms=None if end is None else parse_moment(end, prepared.events, "to"),
+        start_ms=None if start is None else parse_moment(start, prepared.events, "from", split),
+        end_ms=None if end is None else parse_moment(end, prepared.events, "to", split),
         limit=limit,
         backfill=backfill,
     )

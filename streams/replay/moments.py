@@ -7,22 +7,24 @@ from typing import Literal
 
 import polars as pl
 
-from streams.datasets.split import global_time_split
+from streams.datasets.split import Split, global_time_split
 from streams.errors import SettingsError
 
 Edge = Literal["from", "to"]
 
 
-def parse_moment(text: str, events: pl.DataFrame, edge: Edge) -> int:
+def parse_moment(text: str, events: pl.DataFrame, edge: Edge, split: Split | None = None) -> int:
     """Read a moment as event time in milliseconds; both edges of a stretch are half-open bounds.
 
     Parameters
     ----------
     text
-        ``train``, ``valid`` or ``test`` (where that period of the default split starts, or ends for ``to``); a fraction
-        of the events, such as ``0.8``; or a date or date and time, UTC where it has no offset.
+        ``train``, ``valid`` or ``test`` (where that period starts, or ends for ``to``); a fraction of the events, such
+        as ``0.8``; or a date or date and time, UTC where it has no offset.
     events
         Prepared events, in time order.
+    split
+        Whose periods are meant; None: those of the default split.
 
     Raises
     ------
@@ -31,7 +33,7 @@ def parse_moment(text: str, events: pl.DataFrame, edge: Edge) -> int:
     """
     text = text.strip()
     if text in {"train", "valid", "test"}:
-        period = getattr(global_time_split(events), text)
+        period = getattr(split or global_time_split(events), text)
         return int(period.start_ms if edge == "from" else period.end_ms)
     try:
         share = float(text)
