@@ -29,7 +29,7 @@ def replay(
         typer.Option(
             "--from",
             metavar="MOMENT",
-            help="A date, a fraction of the events, or a period of the bundle: train, valid, test.",
+            help="A date, a fraction of events, or a bundle's train, valid or test.",
         ),
     ] = None,
     end: Annotated[
