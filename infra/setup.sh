@@ -89,7 +89,9 @@ driftline_setup() {
   rm -f "$stamp"
   _say "installing Driftline and what it needs into $VENV (some minutes the first time)"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv -c "$CONSTRAINTS" || return 1
-  (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" -e ".[$EXTRAS]" -c infra/constraints.txt) || {
+  # Bytecode now, for every process that starts later: without it, and where Python may not write any, each of them
+  # compiles torch anew, which takes longer than its work.
+  (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" -e ".[$EXTRAS]" -c infra/constraints.txt) || {
     _say "the installation failed; the lines above say why"
     return 1
   }
