@@ -256,7 +256,7 @@ class Broker:
 
     def _launch(self, java: Java, port: int, lock: IO[str]) -> None:
         properties = self._dir / "server.properties"
-        properties.write_text(server_properties("data", port, free_port()), encoding="ascii")
+        properties.write_text(server_properties("data", port, free_port(but=port)), encoding="ascii")
         command = [
             *self._java(java, [f"-Xmx{self._heap_mb}m", "-Xms64m", "-XX:+ExitOnOutOfMemoryError"], "logs/server.log"),
             "kafka.Kafka",
@@ -343,11 +343,13 @@ class Broker:
         return "\n".join(lines) or "(the log is empty)"
 
 
-def free_port() -> int:
-    """Return a port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+def free_port(but: int = 0) -> int:
+    """Return a port on loopback that nobody listens on now, and that is not the one named."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            if (port := int(probe.getsockname()[1])) != but:
+                return port
 
 
 def port_is_free(port: int) -> bool:

@@ -13,6 +13,7 @@ from streams.bundle import (
     DEVICE,
     DEVICE_TENSORS,
     ITEMS,
+    LIVE,
     MANIFEST,
     Items,
     load_bundle,
@@ -32,7 +33,8 @@ def bundle(tmp_path):
 def _again(bundle, path, *, items=None, device=None, cloud=None, **changes):
     manifest = msgspec.structs.asdict(bundle.manifest) | changes
     manifest = {key: value for key, value in manifest.items() if key not in {"format", "bundle_id", "files"}}
-    return save_bundle(path, manifest, items or bundle.items, device or bundle.device, cloud or bundle.cloud)
+    given = (items or bundle.items, device or bundle.device, cloud or bundle.cloud, bundle.live)
+    return save_bundle(path, manifest, *given)
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(bundle, tmp_path):
@@ -46,7 +48,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(bundle, tmp_path):
     assert bundle.id_number == int(bundle.id, 16)
 
 
-@pytest.mark.parametrize("name", [ITEMS, DEVICE, CLOUD])
+@pytest.mark.parametrize("name", [ITEMS, DEVICE, CLOUD, LIVE])
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
 def test_a_changed_byte_is_noticed_and_its_file_is_named(bundle, name, place):
     file = bundle.path / name
@@ -60,7 +62,7 @@ def test_a_changed_byte_is_noticed_and_its_file_is_named(bundle, name, place):
 def test_a_changed_hash_or_id_in_the_manifest_is_noticed(bundle):
     file = bundle.path / MANIFEST
     whole = json.loads(file.read_text())
-    for change in ({"bundle_id": "0" * 16}, {"files": {**whole["files"], "more": "x"}}, {"format": 2}, {"extra": 1}):
+    for change in ({"bundle_id": "0" * 16}, {"files": {**whole["files"], "more": "x"}}, {"format": 1}, {"extra": 1}):
         file.write_text(json.dumps(whole | change))
         with pytest.raises(BundleError):
             load_bundle(bundle.path)

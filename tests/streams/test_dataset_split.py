@@ -38,7 +38,7 @@ def test_periods_hold_every_event_once_and_never_share_a_moment(
 @given(st.integers(30, 2000))
 def test_fractions_are_met_to_the_event_where_times_differ(count: int) -> None:
     split = global_time_split(events_at(list(range(count))))
-    assert abs(split.train.interactions - 0.7 * count) <= 1
+    assert abs(split.train.interactions - 0.8 * count) <= 1
     assert abs(split.valid.interactions - 0.1 * count) <= 1
 
 

@@ -122,11 +122,11 @@ def test_a_limit_of_nothing_is_refused() -> None:
         ("0.25", "from", 25_000),
         ("1", "to", 99_001),
         ("0", "from", 0),
-        ("test", "from", 80_000),
+        ("test", "from", 90_000),
         ("test", "to", 99_001),
-        ("valid", "from", 70_000),
-        ("valid", "to", 80_000),
-        ("train", "to", 70_000),
+        ("valid", "from", 80_000),
+        ("valid", "to", 90_000),
+        ("train", "to", 80_000),
     ],
 )
 def test_a_moment_is_a_date_a_fraction_or_a_period(text: str, edge: str, moment: int) -> None:
