@@ -133,7 +133,7 @@ class Cloud:
         return RefreshRequest(
             v=1, request_id=f"r{number}", device_id=device or f"d{number}", arm=arm, bundle_id=self.bundle.id,
             as_of=number, items=pack_items(items), times_ms=pack_times(range(len(items))), reason="every-n",
-            urgency=0.0, event_time_ms=number, requested_at_ms=now, deadline_ms=now + 300_000,
+            urgency=0.0, event_time_ms=5_000 + number, requested_at_ms=now, deadline_ms=now + 300_000,
         )  # fmt: skip
 
     def read(self, topic: str) -> list:
@@ -355,5 +355,7 @@ def test_what_others_just_did_changes_the_next_embedding_also_after_a_kill(cloud
     worker.wait()
     others_take(43, range(10, 40))
     cloud.start()
-    assert unpack_items(asked_again(3).candidates)[:2].tolist() == [43, 42]
+    top = unpack_items(asked_again(3).candidates)[:5].tolist()
+    assert top[0] == 43, "what was sent while it was away"
+    assert 42 in top, "what it knew before"
     assert "driftline_cloud_live_users 40.0" in cloud.metrics()
