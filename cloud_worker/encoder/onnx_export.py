@@ -74,23 +74,30 @@ def _export(model: Any, meta: GraphMeta, path: Path, folder: Path) -> None:
             return vectors
 
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=meta.max_tokens)}
+    with exporting(folder, _REMEDY), torch.no_grad():
+        torch.onnx.export(
+            Graph().eval(),
+            tuple(features[name] for name in names),
+            str(path),
+            input_names=names,
+            output_names=[OUTPUT],
+            dynamic_shapes=(tuple(shape for _ in names),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextmanager
+def exporting(folder: Path, remedy: str) -> Iterator[None]:
+    """Quiet, and whatever goes wrong is an `EncoderError` that names the model's folder."""
     try:
-        with quiet(), torch.no_grad():
-            torch.onnx.export(
-                Graph().eval(),
-                tuple(features[name] for name in names),
-                str(path),
-                input_names=names,
-                output_names=[OUTPUT],
-                dynamic_shapes=(tuple(shape for _ in names),),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+        with quiet():
+            yield
     except ImportError as exc:
         raise EncoderError(f"exporting a graph needs {exc.name}", remedy="install driftline[cloud]") from exc
     except Exception as exc:  # torch raises whatever the traced model does
-        raise EncoderError(f"model folder {folder} cannot be exported to ONNX: {exc}", remedy=_REMEDY) from exc
+        raise EncoderError(f"model folder {folder} cannot be exported to ONNX: {exc}", remedy=remedy) from exc
 
 
 @contextmanager

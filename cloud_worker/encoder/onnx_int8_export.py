@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cloud_worker.encoder.onnx_export import FEATURES, GRAPH, META, OUTPUT, TOKENIZER, GraphMeta, quiet
+from cloud_worker.encoder.onnx_export import FEATURES, GRAPH, META, OUTPUT, TOKENIZER, GraphMeta, exporting, quiet
 from cloud_worker.encoder.sentence_transformers import SentenceTransformersEncoder, load_model
 from cloud_worker.encoder.unpadded import UnpaddedGraph
 from streams.errors import EncoderError
@@ -255,24 +255,19 @@ def _export(folder: Path, model_id: str, graph: Path, tokenizer_file: Path) -> G
             vectors: torch.Tensor = self.chain({name: whole[name] for name in names})["sentence_embedding"]
             return vectors
 
-    try:
-        with quiet(), torch.no_grad():
-            torch.onnx.export(
-                Graph().eval(),
-                (features["input_ids"],),
-                str(graph),
-                input_names=["input_ids"],
-                output_names=[OUTPUT],
-                dynamic_shapes=({1: torch.export.Dim("length", max=meta.max_tokens)},),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                verbose=False,
-            )
-    except ImportError as exc:
-        raise EncoderError(f"exporting a graph needs {exc.name}", remedy="install driftline[cloud]") from exc
-    except Exception as exc:  # torch raises whatever the traced model does
-        raise EncoderError(f"model folder {folder} cannot be exported to ONNX: {exc}", remedy=_REMEDY) from exc
+    with exporting(folder, _REMEDY), torch.no_grad():
+        torch.onnx.export(
+            Graph().eval(),
+            (features["input_ids"],),
+            str(graph),
+            input_names=["input_ids"],
+            output_names=[OUTPUT],
+            dynamic_shapes=({1: torch.export.Dim("length", max=meta.max_tokens)},),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
     return meta
 
 

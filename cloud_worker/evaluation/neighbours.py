@@ -25,9 +25,8 @@ class ItemNeighbours:
     """Cosines between items over the users who took them before the test period."""
 
     def __init__(self, histories: Histories) -> None:
-        users = np.repeat(np.arange(histories.n_users), histories.lengths)
-        nth = np.arange(len(users)) - histories.starts[users]
-        known = nth < histories.trained[users]
+        users = histories.owners
+        known = histories.places < histories.trained[users]
         shape = (histories.n_users, histories.n_items)
         taken = sparse.csr_matrix((np.ones(int(known.sum())), (users[known], histories.items[known])), shape)
         taken.data[:] = 1.0
@@ -56,8 +55,7 @@ class ItemNeighbours:
 
 def recent_popularity(histories: Histories, moments: evaluate.Moments) -> Ranks:
     """(Q,) ranks by interactions in the last tenth before the test period."""
-    users = np.repeat(np.arange(histories.n_users), histories.lengths)
-    known = np.arange(len(users)) - histories.starts[users] < histories.trained[users]
+    known = histories.places < histories.trained[histories.owners]
     since = np.quantile(histories.times_ms[known], 0.9)
     late = known & (histories.times_ms >= since)
     counts = np.bincount(histories.items[late], minlength=histories.n_items).astype(np.float32)

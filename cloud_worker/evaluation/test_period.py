@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
@@ -25,6 +26,7 @@ from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.data import Histories, Ints, make_histories
 from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
 from cloud_worker.training.projector import Projector
+from cloud_worker.training.reliability import StalenessHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from cloud_worker.training.srm import Gru4Rec
 from streams.bundle import Bundle
@@ -50,8 +52,8 @@ class TestPeriod:
         What the parts of the cloud say there.
     moments
         (Q,) index of each judged moment's snapshot.
-    repair
-        The bundle's calibrator.
+    repair, head
+        The bundle's calibrator and staleness head.
     """
 
     bundle: Bundle
@@ -61,6 +63,7 @@ class TestPeriod:
     blend: Blend
     moments: Ints
     repair: calibrator.Calibrator
+    head: StalenessHead
 
     @property
     def histories(self) -> Histories:
@@ -93,10 +96,7 @@ class TestPeriod:
 
     def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
         """(Q,) s from standardised φ (Q, P), by the bundle's head."""
-        tensors = self.bundle.device
-        hidden = np.tanh(phi @ tensors["staleness.0.weight"].T + tensors["staleness.0.bias"])
-        logits = hidden @ tensors["staleness.2.weight"][0] + tensors["staleness.2.bias"][0]
-        return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
+        return np.asarray(expit(self.head.logits(phi)), np.float64)
 
     def alpha(self, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """(Q,) weight of the cloud in the fusion, at staleness s (Q,)."""
@@ -191,6 +191,7 @@ def load_test_period(
         blend,
         np.searchsorted(keys, at_users * wide + at_positions),
         calibrator.Calibrator.from_tensors(bundle.device),
+        StalenessHead.from_tensors(bundle.device),
     )
 
 

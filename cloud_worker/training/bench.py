@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,5 @@ def make_bench(
     if standard is None and pairs is not None:
         raw = bench.raw_signals(pairs)[1]
         mean, scale = raw.mean(axis=0).astype(np.float32), np.maximum(raw.std(axis=0), 1e-2).astype(np.float32)
-        bench = Bench(
-            histories, exclude_seen, decay, catalogue, spaces, unit, snapshots, hidden, embeddings, mean, scale
-        )
+        bench = replace(bench, phi_mean=mean, phi_scale=scale)
     return bench

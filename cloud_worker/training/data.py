@@ -51,6 +51,16 @@ class Histories:
         """(U,) interactions of each user, both periods."""
         return np.diff(self.starts)
 
+    @property
+    def owners(self) -> Ints:
+        """(E,) whose each interaction is."""
+        return np.repeat(np.arange(self.n_users), self.lengths)
+
+    @property
+    def places(self) -> Ints:
+        """(E,) position of each interaction in its user's history."""
+        return np.arange(len(self.items)) - np.repeat(self.starts[:-1], self.lengths)
+
     def of(self, user: int, until: int | None = None) -> Ints:
         """Item indexes of a user's first `until` interactions; None: all."""
         start, end = self.starts[user], self.starts[user + 1]
@@ -58,12 +68,8 @@ class Histories:
 
     def popularity(self, *, valid: bool) -> Ints:
         """(N,) interactions of each item in the training period, with ``valid`` in both."""
-        if valid:
-            return np.bincount(self.items, minlength=self.n_items)
-        keep = np.arange(len(self.items)) - np.repeat(self.starts[:-1], self.lengths) < np.repeat(
-            self.trained, self.lengths
-        )
-        return np.bincount(self.items[keep], minlength=self.n_items)
+        counted = self.items if valid else self.items[self.places < self.trained[self.owners]]
+        return np.bincount(counted, minlength=self.n_items)
 
 
 def make_histories(

@@ -54,9 +54,8 @@ class SparseScores:
 
 def stream(histories: Histories) -> tuple[npt.NDArray[np.uint64], Ints, Ints]:
     """(E,) users by index, items and times, in the order in which they happened."""
-    users = np.repeat(np.arange(histories.n_users), histories.lengths)
     in_order = np.argsort(histories.order)
-    return users[in_order].astype(np.uint64), histories.items[in_order], histories.times_ms[in_order]
+    return histories.owners[in_order].astype(np.uint64), histories.items[in_order], histories.times_ms[in_order]
 
 
 def scores_at(

@@ -92,7 +92,7 @@ def sequence_embeddings(
     return np.concatenate(parts)
 
 
-def mixtures(answers: Answers, space: tuple[Tensor, Tensor], blend: Blend, *, with_text: bool = True) -> Tensor:
+def mixtures(answers: Answers, space: tuple[Tensor, Tensor], blend: Blend) -> Tensor:
     """(Q, N) the teacher's distributions; many of them need much memory."""
     table, bias = space
     device = table.device
@@ -102,7 +102,7 @@ def mixtures(answers: Answers, space: tuple[Tensor, Tensor], blend: Blend, *, wi
 
     return blending.teacher(
         scores(answers.sequence),
-        scores(answers.text) if with_text else None,
+        scores(answers.text),
         torch.from_numpy(answers.live.dense(len(bias))).to(device),
         blend,
     )

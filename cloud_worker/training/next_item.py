@@ -189,8 +189,7 @@ class _Negatives:
         n = histories.n_items
         self.full = n <= options.full_softmax_items
         self._generator, self._device, self._many = generator, device, options.negatives
-        within = np.arange(len(histories.items)) - np.repeat(histories.starts[:-1], histories.lengths)
-        counts = np.bincount(histories.items[within < np.repeat(lengths, histories.lengths)], minlength=n)
+        counts = np.bincount(histories.items[histories.places < lengths[histories.owners]], minlength=n)
         # A batch's own targets, which are drawn by popularity, and some drawn uniformly, so that no item is left
         # without a gradient. Each once: 1 - (1 - p)^n is how likely an item is among them.
         share = counts / max(int(counts.sum()), 1)

@@ -92,8 +92,7 @@ def go_on(run: Run, stage: str, model: srm.Gru4Rec | SequenceModel, options: Fit
 def _watch(run: Run, model: srm.Gru4Rec | SequenceModel, generator: np.random.Generator) -> Callable[[], float] | None:
     """NDCG@10 on some moments of the validation period; None where there are none."""
     histories = run.histories
-    users = np.repeat(np.arange(histories.n_users), histories.lengths)
-    positions = np.arange(len(users)) - histories.starts[users]
+    users, positions = histories.owners, histories.places
     rows = np.flatnonzero((positions >= histories.trained[users]) & (positions > 0))
     if not len(rows):
         return None

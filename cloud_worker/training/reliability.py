@@ -14,8 +14,9 @@ made across folds of users and then Platt-scaled (Platt 1999), which is folded i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ Bools = npt.NDArray[np.bool_]
 PAYS: Final = 0.02
 """Gain 1 / log2(1 + rank): from rank 30 to 26, from 10 to 9, from 1000 to 300."""
 FOLDS: Final = 4
+_LAYERS: Final = (("first", "0"), ("second", "2"))
+"""Ours, and their places in the bundle."""
+_PARTS: Final = ("weight", "bias")
 
 
 def gain(ranks: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -69,13 +73,21 @@ class StalenessHead(nn.Module):
         self.second.weight.mul_(slope)
         self.second.bias.mul_(slope).add_(offset)
 
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Floats]) -> Self:
+        """Build the head of a bundle's device part."""
+        head = cls(len(tensors["staleness.0.bias"]))
+        named = {f"{layer}.{part}": f"staleness.{place}.{part}" for layer, place in _LAYERS for part in _PARTS}
+        head.load_state_dict({mine: torch.from_numpy(np.array(tensors[its])) for mine, its in named.items()})
+        return head.eval()
+
     def tensors(self) -> dict[str, Floats]:
         """As in `streams.bundle.DEVICE_TENSORS`."""
-        named = {"0": self.first, "2": self.second}
+        state = self.state_dict()
         return {
-            f"staleness.{place}.{part}": getattr(layer, part).detach().numpy().astype(np.float32)
-            for place, layer in named.items()
-            for part in ("weight", "bias")
+            f"staleness.{place}.{part}": state[f"{layer}.{part}"].numpy().astype(np.float32)
+            for layer, place in _LAYERS
+            for part in _PARTS
         }
 
 

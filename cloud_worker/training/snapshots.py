@@ -76,7 +76,7 @@ def choose(
     """
     middle_ms = int(np.median(histories.times_ms))
     early = np.zeros(histories.n_users, np.int64)
-    np.add.at(early, np.repeat(np.arange(histories.n_users), histories.lengths), histories.times_ms < middle_ms)
+    np.add.at(early, histories.owners, histories.times_ms < middle_ms)
     scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
     train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
     valid = _stretches(histories, options.valid, options.valid_stretch, generator)

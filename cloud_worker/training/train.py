@@ -382,8 +382,7 @@ def _distil(
 
 def _seed_of_live(histories: Histories, options: LiveOptions) -> dict[str, npt.NDArray[Any]]:
     """What the live index knows when the test period begins."""
-    _, items, times = live.stream(histories)
-    users = np.repeat(np.arange(histories.n_users), histories.lengths)[np.argsort(histories.order)]
+    users, items, times = live.stream(histories)
     keys = np.array([event_hash(str(user)) for user in histories.users], np.uint64)
     index = LiveIndex(histories.n_items, options)
     index.observe(keys[users], items, times)

@@ -20,6 +20,7 @@ class StageBars:
             TextColumn("{task.description:<15}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
@@ -33,8 +34,8 @@ class StageBars:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def show(self, stage: str, done: int, total: int) -> None:
-        """Move a stage's bar; a stage that is new gets one."""
+    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Move a stage's bar; a stage that is new gets one. Threads may call: rich's bars have a lock."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, note=note)
+        self._bars.update(self._tasks[stage], completed=done, total=total, note=note)

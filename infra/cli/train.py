@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +13,6 @@ from infra.cli._context import CliContext
 from infra.cli._train_encoder import train_encoder
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from cloud_worker.training.options import Progress
     from streams.bundle import Manifest
 
 
@@ -82,15 +78,18 @@ def train(
         from cloud_worker.encoder import make_encoder
         from cloud_worker.training.options import TrainOptions, in_a_hurry
         from cloud_worker.training.train import train_bundle
+        from infra.cli._bars import StageBars
 
         cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
         try:
             encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
-            with _Bars() as bars:
+            with StageBars() as bars:
                 options = TrainOptions(seed=seed, device=device.value, retrain=retrain)
                 if quick:
                     options = in_a_hurry(options)
-                manifest = train_bundle(prepared, periods, encoder, path, options, bars.show)
+                manifest = train_bundle(
+                    prepared, periods, encoder, path, options, lambda p: bars.show(p.stage, p.done, p.total, p.note)
+                )
         finally:
             cache.close()
     assert manifest is not None
@@ -105,41 +104,6 @@ def _fractions(given: str) -> tuple[float, float, float]:
     if min(first, second, third) <= 0:
         raise typer.BadParameter("the fractions must be above 0")
     return first, second, third
-
-
-class _Bars:
-    """A bar a stage on a terminal, nothing elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        self._bars = Bars(
-            TextColumn("{task.description:<15}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Called from two threads; rich's bars have a lock."""
-        if progress.stage not in self._tasks:
-            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, note="")
-        self._bars.update(
-            self._tasks[progress.stage], completed=progress.done, total=progress.total, note=progress.note
-        )
 
 
 def _rows(metrics: dict[str, float]) -> list[dict[str, Any]]:

@@ -46,14 +46,7 @@ class TorchStep:
         self._d, self._n = bundle.manifest.d, bundle.manifest.n_items
         self._exclude_seen = bundle.manifest.exclude_seen
         self._repair = Calibrator.from_tensors(bundle.device)
-        self._head = StalenessHead(len(bundle.device["staleness.0.bias"]))
-        self._head.load_state_dict(
-            {
-                f"{mine}.{part}": tensors[f"staleness.{theirs}.{part}"]
-                for mine, theirs in (("first", "0"), ("second", "2"))
-                for part in ("weight", "bias")
-            }
-        )
+        self._head = StalenessHead.from_tensors(bundle.device)
         self._srm = Gru4Rec.from_tensors(bundle.device)
         self._mean, self._scale = tensors["phi.mean"], tensors["phi.scale"]
         self._cloud = tensors["item_vectors"].T.contiguous(), tensors["item_bias"]
