@@ -4,7 +4,7 @@
 
     manifest.json        what it is, for which data and split, and the SHA-256 of every other file
     items.msgpack        item ids, titles, categories, in index order
-    device.safetensors   what a device needs (see `DEVICE_TENSORS`)
+    device.safetensors   what a device needs (see `device_tensors`)
     cloud.safetensors    what the cloud needs (see `CLOUD_TENSORS`)
     live.safetensors     who took what up to the test period: what the cloud's live index begins with
 
@@ -58,10 +58,6 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "srm.item_in": "(N, h) the SRM's input embeddings",
     "srm.norm.weight": "(h,) LayerNorm over the input embedding",
     "srm.norm.bias": "(h,)",
-    "srm.gru.weight_ih": "(3h, h) GRU, gates in torch's order r, z, n",
-    "srm.gru.weight_hh": "(3h, h)",
-    "srm.gru.bias_ih": "(3h,)",
-    "srm.gru.bias_hh": "(3h,)",
     "srm.item_out": "(N, h) output embeddings",
     "srm.bias_out": "(N,) output biases",
     "phi.mean": "(P,) standardisation of the signals",
@@ -78,6 +74,45 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "staleness.2.bias": "(1,)",
     "fusion.alpha": "(2,) weight of the cloud's z-scores at staleness 0 and at staleness 1; the rest is the SRM's",
 }
+"""What every device part has, whatever its SRM; `device_tensors` adds what that has."""
+
+_SASREC_BLOCK: Final[Mapping[str, str]] = {
+    "attention_norm.weight": "(h,) LayerNorm before the attention",
+    "attention_norm.bias": "(h,)",
+    "query.weight": "(h, h) one head of causal attention",
+    "query.bias": "(h,)",
+    "key.weight": "(h, h)",
+    "key.bias": "(h,)",
+    "value.weight": "(h, h)",
+    "value.bias": "(h,)",
+    "feed_norm.weight": "(h,) LayerNorm before the feed-forward part",
+    "feed_norm.bias": "(h,)",
+    "feed.0.weight": "(h, h) linear, ReLU, linear",
+    "feed.0.bias": "(h,)",
+    "feed.2.weight": "(h, h)",
+    "feed.2.bias": "(h,)",
+}
+SASREC_BLOCKS: Final = 2
+SRM_TENSORS: Final[Mapping[str, Mapping[str, str]]] = {
+    "gru4rec": {
+        "srm.gru.weight_ih": "(3h, h) GRU, gates in torch's order r, z, n",
+        "srm.gru.weight_hh": "(3h, h)",
+        "srm.gru.bias_ih": "(3h,)",
+        "srm.gru.bias_hh": "(3h,)",
+    },
+    "sasrec": {
+        "srm.positions": "(W, h) vectors of the places in a window, its oldest interaction first",
+        **{
+            f"srm.blocks.{nth}.{name}": meaning
+            for nth in range(SASREC_BLOCKS)
+            for name, meaning in _SASREC_BLOCK.items()
+        },
+        "srm.last_norm.weight": "(h,) LayerNorm over the output",
+        "srm.last_norm.bias": "(h,)",
+    },
+}
+"""Which tensors each SRM has of its own; the manifest's ``srm`` says which of them it is."""
+
 CLOUD_TENSORS: Final[Mapping[str, str]] = {
     "projector.0.weight": "(H, T) text vector of a profile to the shared space: linear, GELU, linear",
     "projector.0.bias": "(H,)",
@@ -144,6 +179,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What training measured on the validation period."""
     files: dict[str, str]
     """SHA-256 of every other file."""
+    srm: str = "gru4rec"
+    """Which network the device's small model is: one of `SRM_TENSORS`."""
 
 
 class Items(msgspec.Struct, frozen=True):
@@ -174,6 +211,11 @@ class Bundle:
     def id_number(self) -> int:
         """The bundle id as an unsigned 64-bit number, as it stands in a device record."""
         return int(self.manifest.bundle_id, 16)
+
+
+def device_tensors(srm: str) -> Mapping[str, str]:
+    """Return the name, shape and meaning of each tensor of a device part with this SRM."""
+    return {**DEVICE_TENSORS, **SRM_TENSORS[srm]}
 
 
 def save_bundle(
@@ -282,6 +324,12 @@ def _check(
         raise BundleError(f"bundle {where}: the manifest says {n} items, the catalogue has {len(items.ids)}")
     if len(set(items.ids)) != n:
         raise BundleError(f"bundle {where}: an item id stands twice in the catalogue")
+    if manifest.srm not in SRM_TENSORS:
+        raise BundleError(
+            f"bundle {where}: its SRM is {manifest.srm!r}, this version knows {', '.join(SRM_TENSORS)}",
+            remedy="use the version of Driftline that trained it, or train it anew",
+        )
+    wanted_of_device = device_tensors(manifest.srm)
     sizes = {
         "N": n,
         "d": d,
@@ -290,8 +338,11 @@ def _check(
         "P": len(PHI),
         "2d + h + P": 2 * d + h + len(PHI),
         "T": manifest.text_dim,
+        "W": manifest.window,
     }
-    for declared, given in ((DEVICE_TENSORS, device), (CLOUD_TENSORS, cloud)):
+    if strange := sorted(name for name in device if name.startswith("srm.") and name not in wanted_of_device):
+        raise BundleError(f"bundle {where}: tensor {strange[0]} is no part of the SRM it names, {manifest.srm}")
+    for declared, given in ((wanted_of_device, device), (CLOUD_TENSORS, cloud)):
         if missing := sorted(set(declared) - set(given)):
             raise BundleError(f"bundle {where}: tensor {missing[0]} is missing")
         known = dict(sizes)  # a size that no setting names (H) is what the part's first tensor with it says

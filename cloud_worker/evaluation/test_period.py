@@ -28,7 +28,7 @@ from cloud_worker.training.networks import Answers, Networks, fitted, sequence_e
 from cloud_worker.training.projector import Projector
 from cloud_worker.training.reliability import StalenessHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
-from cloud_worker.training.srm import Gru4Rec
+from cloud_worker.training.srm import srm_from_tensors
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import BundleError, DatasetError
@@ -240,4 +240,4 @@ def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tu
 def _networks(bundle: Bundle) -> Networks:
     projector = Projector.from_tensors(bundle.cloud)
     sequence = SequenceModel.from_tensors(bundle.cloud)
-    return Networks(Gru4Rec.from_tensors(bundle.device), sequence, projector, projector)
+    return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cloud_worker.training.calibrator import Stranger
-from cloud_worker.training.srm import Gru4Rec
+from cloud_worker.training.srm import Srm, srm_from_tensors
 from streams.errors import BundleError
 
 Floats = npt.NDArray[np.float32]
@@ -32,7 +32,7 @@ FILE: Final = "controls.safetensors"
 class Controls:
     """Both controls, and the weight of each in its fusion with the SRM, chosen as the bundle's own."""
 
-    second: Gru4Rec
+    second: Srm
     second_alpha: float
     head: Stranger
     head_alpha: float
@@ -65,7 +65,7 @@ def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
             tensors: Mapping[str, Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if owner != bundle_id:
             raise BundleError(f"{path} belongs to bundle {owner}, not to {bundle_id}", remedy="train the bundle again")
-        second = Gru4Rec.from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
+        second = srm_from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
         d, hidden = tensors["head.mlp.2.weight"].shape
         head = Stranger(d, tensors["head.mlp.0.weight"].shape[1], hidden)
         head.load_state_dict(

@@ -38,7 +38,7 @@ class Networks:
         From the stand-ins of profile vectors; `projector` is from real ones.
     """
 
-    srm: srm_model.Gru4Rec
+    srm: srm_model.Srm
     sequence: SequenceModel
     projector: Projector
     stand_in_projector: Projector

@@ -21,7 +21,7 @@ WATCHED: Final = 700
 """Moments of the validation period that early stopping looks at."""
 PATIENCE: Final = 3
 
-Model = TypeVar("Model", srm.Gru4Rec, SequenceModel)
+Model = TypeVar("Model", srm.Srm, SequenceModel)
 
 
 def train_network(run: Run, stage: str, build: Callable[[], Model], options: FitOptions) -> Model:
@@ -64,7 +64,7 @@ def train_network(run: Run, stage: str, build: Callable[[], Model], options: Fit
     return model
 
 
-def go_on(run: Run, stage: str, model: srm.Gru4Rec | SequenceModel, options: FitOptions) -> None:
+def go_on(run: Run, stage: str, model: srm.Srm | SequenceModel, options: FitOptions) -> None:
     """Warm start over both periods, in place: what is served next follows the validation period."""
     if run.checkpoints.load(stage, model):
         return
@@ -89,7 +89,7 @@ def go_on(run: Run, stage: str, model: srm.Gru4Rec | SequenceModel, options: Fit
     run.checkpoints.save(stage, model)
 
 
-def _watch(run: Run, model: srm.Gru4Rec | SequenceModel, generator: np.random.Generator) -> Callable[[], float] | None:
+def _watch(run: Run, model: srm.Srm | SequenceModel, generator: np.random.Generator) -> Callable[[], float] | None:
     """NDCG@10 on some moments of the validation period; None where there are none."""
     histories = run.histories
     users, positions = histories.owners, histories.places

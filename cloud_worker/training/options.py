@@ -114,6 +114,19 @@ class TrainOptions:
     moments: MomentOptions = field(default_factory=MomentOptions)
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
     reliability: ReliabilityOptions = field(default_factory=ReliabilityOptions)
+    srm_kind: str = "gru4rec"
+    """The device's small model, one of `streams.bundle.SRM_TENSORS`; `with_srm` sets it."""
+
+
+def with_srm(options: TrainOptions, kind: str) -> TrainOptions:
+    """Options for a small model of this kind, with what suits it.
+
+    A network that looks at a window is trained on stretches of it and the interaction that follows; its settings were
+    chosen on ML-100K's validation period.
+    """
+    if kind == "sasrec":
+        return replace(options, srm_kind=kind, srm=replace(options.srm, chunk=options.window + 1))
+    return replace(options, srm_kind=kind)
 
 
 def in_a_hurry(options: TrainOptions) -> TrainOptions:

@@ -107,6 +107,7 @@ def train_bundle(
             "test": split.test,
             "n_items": histories.n_items,
             "d": options.d,
+            "srm": options.srm_kind,
             "srm_dim": options.srm.dim,
             "encoder": encoder.model_id,
             "text_dim": encoder.dim,
@@ -158,9 +159,7 @@ class _Stage:
 def _first_stage(run: Run, background: Background) -> _Stage:
     """Everything on the training period; choices and measures on the validation period."""
     options, histories, snapshots = run.options, run.histories, background.snapshots
-    small = train_network(
-        run, "SRM", lambda: srm.Gru4Rec(histories.n_items, options.srm.dim, options.srm.dropout), options.srm
-    )
+    small = train_network(run, "SRM", lambda: _untrained(run), options.srm)
     item_text = background.item_text.result()
     big = train_network(
         run,
@@ -248,12 +247,7 @@ def _second_stage(run: Run, first: _Stage) -> _Stage:
 def _controls(run: Run, first: _Stage, last: _Stage) -> Controls:
     """Trained as the bundle is: on the training period, α on the validation period, then on to the end."""
     options, snapshots = run.options, first.bench.snapshots
-    second = train_network(
-        run,
-        "second SRM",
-        lambda: srm.Gru4Rec(run.histories.n_items, options.srm.dim, options.srm.dropout),
-        options.srm,
-    )
+    second = train_network(run, "second SRM", lambda: _untrained(run), options.srm)
     run.seed_torch("distilled head")
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
@@ -273,6 +267,18 @@ def _controls(run: Run, first: _Stage, last: _Stage) -> Controls:
         every = np.arange(len(snapshots))
         _distil(run, "head again", head, last.bench, Pairs(every, every), options.calibrator.final_epochs, generator)
     return Controls(second, second_alpha, head, head_alpha)
+
+
+def _untrained(run: Run) -> srm.Srm:
+    """The device's small model, as the options want it."""
+    options = run.options
+    return srm.make_srm(
+        options.srm_kind,
+        run.histories.n_items,
+        options.srm.dim,
+        window=options.window,
+        dropout=options.srm.dropout,
+    )
 
 
 def _histories(prepared: Prepared, split: Split, options: TrainOptions) -> Histories:
