@@ -55,8 +55,12 @@ class ItemNeighbours:
 
 def recent_popularity(histories: Histories, moments: evaluate.Moments) -> Ranks:
     """(Q,) ranks by interactions in the last tenth before the test period."""
+    return evaluate.constant_ranks(recent_counts(histories), moments)
+
+
+def recent_counts(histories: Histories) -> npt.NDArray[np.float32]:
+    """(N,) interactions in the last tenth before the test period."""
     known = histories.places < histories.trained[histories.owners]
     since = np.quantile(histories.times_ms[known], 0.9)
     late = known & (histories.times_ms >= since)
-    counts = np.bincount(histories.items[late], minlength=histories.n_items).astype(np.float32)
-    return evaluate.constant_ranks(counts, moments)
+    return np.bincount(histories.items[late], minlength=histories.n_items).astype(np.float32)

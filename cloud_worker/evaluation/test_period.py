@@ -1,9 +1,8 @@
 """The moments of the test period that a bundle is judged on, and everything the pipeline would have known at them.
 
-A moment is an interaction of the test period whose user has one before; it is judged by the rank of what was taken,
-over the whole catalogue, from all that was known before it. For a gap g the device serves with the embedding that the
-cloud would have sent g interactions ago, with the live index as it was then. Users are drawn whole: neighbouring
-moments share the embeddings that are looked at, and intervals are over users.
+The moments are those of `cloud_worker.evaluation.drawn`, and each is judged from all that was known before it. For a
+gap g the device serves with the embedding that the cloud would have sent g interactions ago, with the live index as it
+was then.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from scipy.special import expit
 
 from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
+from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.live.index import LiveOptions
 from cloud_worker.sequence import SequenceModel
 from cloud_worker.training import calibrator, live, text
 from cloud_worker.training.bench import Bench, make_bench
-from cloud_worker.training.data import Histories, Ints, make_histories
+from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
 from cloud_worker.training.projector import Projector
 from cloud_worker.training.reliability import StalenessHead
@@ -132,14 +132,9 @@ def load_test_period(
         No interaction of the test period has one of its user before it, or no history is as long as a gap.
     """
     manifest = bundle.manifest
-    _check(bundle, prepared, encoder)
-    histories = _histories(bundle, prepared)
-    at_users, at_positions = _draw(histories, moments, np.random.default_rng(seed))
-    if not len(at_users):
-        raise DatasetError(
-            f"dataset {manifest.dataset}: no user of the test period has an interaction before it",
-            remedy="train a bundle on more data, or with another --split",
-        )
+    _check_encoder(bundle, encoder)
+    drawn = draw_moments(bundle, prepared, moments=moments, seed=seed)
+    histories, at_users, at_positions = drawn.histories, drawn.users, drawn.positions
     if (longest := int(at_positions.max()) - 1) < min(gaps):
         raise DatasetError(
             f"dataset {manifest.dataset}: a gap of {min(gaps)} is longer than any history; "
@@ -195,46 +190,15 @@ def load_test_period(
     )
 
 
-def _check(bundle: Bundle, prepared: Prepared, encoder: Encoder) -> None:
-    """Refuse what would be judged on other data, or asked in another language, than it was trained on."""
+def _check_encoder(bundle: Bundle, encoder: Encoder) -> None:
+    """Refuse what would be asked in another language than it was trained in."""
     manifest = bundle.manifest
-    if manifest.dataset_hash != prepared.manifest.hash:
-        raise BundleError(
-            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
-            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
-            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
-        )
     if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
         raise BundleError(
             f"bundle {bundle.id} was trained with the encoder {manifest.encoder} of dimension {manifest.text_dim}; "
             f"the settings name {encoder.model_id} of dimension {encoder.dim}",
             remedy="set cloud.encoder and cloud.encoder_model to that model, or train a bundle with this one",
         )
-
-
-def _histories(bundle: Bundle, prepared: Prepared) -> Histories:
-    """All interactions; ``trained`` counts those before the test period."""
-    index = {item: row for row, item in enumerate(bundle.items.ids)}
-    items = np.array([index[item] for item in prepared.events["item_id"]], np.int64)
-    return make_histories(
-        prepared.events["device_id"].to_numpy(),
-        items,
-        prepared.events["event_time_ms"].to_numpy(),
-        len(index),
-        bundle.manifest.test.start_ms,
-    )
-
-
-def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:
-    """(Q,) users and positions: users in random order, all their moments of the test period, until there are enough."""
-    lengths, first = histories.lengths, np.maximum(histories.trained, 1)
-    order = generator.permutation(np.flatnonzero(lengths > first))
-    many = np.cumsum(lengths[order] - first[order])
-    order = np.sort(order[: int(np.searchsorted(many, most)) + 1])
-    counts = lengths[order] - first[order]
-    users = np.repeat(order, counts)
-    nth = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return users, first[users] + nth
 
 
 def _networks(bundle: Bundle) -> Networks:

@@ -1,0 +1,96 @@
+"""Which moments of the test period a bundle is judged at: the same for every verb that has the same seed.
+
+A moment is an interaction of the test period whose user has one before; it is judged by the rank of what was taken,
+over the whole catalogue. Users are drawn whole: neighbouring moments share what is looked at, and intervals are over
+users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from cloud_worker.training.data import Histories, Ints, make_histories
+from streams.bundle import Bundle
+from streams.datasets import Prepared
+from streams.errors import BundleError, DatasetError
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Moments before anything has looked at them.
+
+    Attributes
+    ----------
+    histories
+        Everybody's interactions, the test period's among them; ``trained`` counts those before the test period.
+    users, positions
+        (Q,) whose moments they are, and how many interactions are known then; by user and position.
+    """
+
+    histories: Histories
+    users: Ints
+    positions: Ints
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def draw_moments(bundle: Bundle, prepared: Prepared, *, moments: int, seed: int) -> Drawn:
+    """Draw the moments that a bundle is judged at.
+
+    Parameters
+    ----------
+    moments
+        At least so many, if there are; the last user drawn is taken whole.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained on other data.
+    DatasetError
+        No interaction of the test period has one of its user before it.
+    """
+    manifest = bundle.manifest
+    if manifest.dataset_hash != prepared.manifest.hash:
+        raise BundleError(
+            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
+            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
+            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
+        )
+    histories = _histories(bundle, prepared.events, manifest.test.start_ms)
+    users, positions = _draw(histories, moments, np.random.default_rng(seed))
+    if not len(users):
+        raise DatasetError(
+            f"dataset {manifest.dataset}: no user of the test period has an interaction before it",
+            remedy="train a bundle on more data, or with another --split",
+        )
+    return Drawn(histories, users, positions)
+
+
+def histories_before_test(bundle: Bundle, prepared: Prepared) -> Histories:
+    """What the bundle's own models were trained on: nothing of the test period; ``trained`` ends before validation."""
+    known = prepared.events.filter(pl.col("event_time_ms") < bundle.manifest.test.start_ms)
+    return _histories(bundle, known, bundle.manifest.valid.start_ms)
+
+
+def _histories(bundle: Bundle, events: pl.DataFrame, trained_until_ms: int) -> Histories:
+    """In the bundle's item indexes."""
+    index = {item: row for row, item in enumerate(bundle.items.ids)}
+    items = np.array([index[item] for item in events["item_id"]], np.int64)
+    times = events["event_time_ms"].to_numpy()
+    return make_histories(events["device_id"].to_numpy(), items, times, len(index), trained_until_ms)
+
+
+def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:
+    """(Q,) users and positions: users in random order, all their moments of the test period, until there are enough."""
+    lengths, first = histories.lengths, np.maximum(histories.trained, 1)
+    order = generator.permutation(np.flatnonzero(lengths > first))
+    many = np.cumsum(lengths[order] - first[order])
+    order = np.sort(order[: int(np.searchsorted(many, most)) + 1])
+    counts = lengths[order] - first[order]
+    users = np.repeat(order, counts)
+    nth = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return users, first[users] + nth
