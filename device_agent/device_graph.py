@@ -20,6 +20,8 @@ seen             u8 (R, ⌈N/8⌉)    with the ranking "catalogue", if the bundl
 last_items       i32 (R, 1)        of the whole graph alone: last item before it; -1: none
 count            i64 (R, 1)        of the whole graph alone: interactions before it
 age_ms           i64 (R, 1)        of the whole graph alone: event time since the embedding was asked for
+history          i32 (R, W)        of the whole graph of a SASRec alone: the record's ring of items before it
+history_len      i64 (R, 1)        the same: how many items had gone into the ring
 ===============  ===============  =======================================================================
 
 ===============  ===============  =======================================================================
@@ -42,18 +44,21 @@ exp and log treat the last elements of an array, which depend on R, by another r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from device_agent.fusion import SMALLEST_VARIANCE, FusionTables, ItemVectors, QuantisedRows, square_root
+from device_agent.graph_nodes import Nodes
+from device_agent.graph_srm import gru4rec, sasrec
 from device_agent.ranking import Mode
 from device_agent.signals import LARGEST_HALF, unit_vectors
+from device_agent.srm import largest_state
 from device_agent.staleness import CLOUD_DEVIATION, LOG_AGE, folded_head
 from streams.bundle import PHI, Bundle
 from streams.errors import BundleError
@@ -67,49 +72,7 @@ WHOLE: Final = (*SERVED, "calibrated", "scores", "hidden_after", "recent_after")
 _DENSE_FROM: Final = 8
 _DENSE_ITEMS: Final = 30
 _LARGEST_PHI: Final = 1e6  # logarithms and correlations are small; a z-score stays below the root of N
-_LAYER_NORM_EPS: Final = 1e-5  # torch's
 _MS_PER_HOUR: Final = 3_600_000.0
-
-
-class Nodes:
-    """A graph in the making: constants and nodes, each named by what it yields."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._named = 0
-
-    def const(self, value: Any, dtype: npt.DTypeLike = np.float32) -> str:
-        """A constant."""
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype, order="C"), name))
-        return name
-
-    def ints(self, *values: int) -> str:
-        """A list of int64, as axes and shapes are."""
-        return self.const(values, np.int64)
-
-    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output and return the output's name."""
-        return self.many(op, 1, *inputs, **attributes)[0]
-
-    def many(self, op: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Add a node and return the names of its outputs."""
-        self._named += 1
-        names = [f"{op.lower()}{self._named}_{at}" for at in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, **attributes))
-        return names
-
-    def either(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
-        """What the one or the other function's nodes yield; both may read everything made so far."""
-        branches = {}
-        for name, make in (("then_branch", then), ("else_branch", otherwise)):
-            outer, self.nodes = self.nodes, []
-            result = make()
-            output = helper.make_empty_tensor_value_info(result)
-            branches[name] = helper.make_graph(self.nodes, name, [], [output])
-            self.nodes = outer
-        return self("If", condition, **branches)
 
 
 def build_graph(
@@ -162,7 +125,8 @@ def build_graph(
     found["ranked"] = ranked
     found["top"] = _top(g, scores, ranking, list_length, columns)
     if "hidden_after" in outputs or "recent_after" in outputs:
-        found["hidden_after"] = _gru(g, tensors)
+        after = sasrec(g, tensors) if manifest.srm == "sasrec" else gru4rec(g, tensors)
+        found["hidden_after"] = g("Where", _known(g), after, "hidden")
     if "recent_after" in outputs:
         found["recent_after"] = _signals(g, bundle, tables, embedding, recent, found["hidden_after"], has)
     return _model(g, bundle, {name: found[name] for name in outputs}, ranking, candidates)
@@ -248,7 +212,8 @@ def _check_range(bundle: Bundle, tables: FusionTables) -> None:
     """Refuse weights with which scores of some float16 embedding could overflow: the graph has no nodes for NaN."""
     tensors, phi = bundle.device, (np.full(len(PHI), _LARGEST_PHI) + np.abs(bundle.device["phi.mean"]))
     d, h = bundle.manifest.d, bundle.manifest.srm_dim
-    largest = np.concatenate([np.full(d, LARGEST_HALF), np.ones(d + h), phi / np.abs(tensors["phi.scale"])])
+    state = np.full(h, largest_state(bundle))
+    largest = np.concatenate([np.full(d, LARGEST_HALF), np.ones(d), state, phi / np.abs(tensors["phi.scale"])])
     for layer in ("0", "2"):  # GELU shrinks
         weight = np.abs(tensors[f"calibrator.mlp.{layer}.weight"].astype(np.float64))
         largest = weight @ largest + np.abs(tensors[f"calibrator.mlp.{layer}.bias"])
@@ -364,28 +329,6 @@ def _top(g: Nodes, scores: str, ranking: Mode, list_length: int, columns: int) -
     return top
 
 
-def _gru(g: Nodes, tensors: Mapping[str, Floats]) -> str:
-    """(R, h) GRU4Rec's state after `items`; an item of -1 leaves it alone."""
-    h = tensors["srm.gru.weight_hh"].shape[1]
-    x = g(
-        "LayerNormalization",
-        g("Gather", g.const(tensors["srm.item_in"]), g("Squeeze", "items", g.ints(1))),
-        g.const(tensors["srm.norm.weight"]),
-        g.const(tensors["srm.norm.bias"]),
-        epsilon=_LAYER_NORM_EPS,
-    )
-    gates_in = g("Gemm", x, g.const(tensors["srm.gru.weight_ih"].T), g.const(tensors["srm.gru.bias_ih"]))
-    gates_hidden = g("Gemm", "hidden", g.const(tensors["srm.gru.weight_hh"].T), g.const(tensors["srm.gru.bias_hh"]))
-    sizes = g.ints(h, h, h)
-    reset_in, update_in, new_in = g.many("Split", 3, gates_in, sizes, axis=1)
-    reset_hidden, update_hidden, new_hidden = g.many("Split", 3, gates_hidden, sizes, axis=1)
-    reset = g("Sigmoid", g("Add", reset_in, reset_hidden))
-    update = g("Sigmoid", g("Add", update_in, update_hidden))
-    new = g("Tanh", g("Add", new_in, g("Mul", reset, new_hidden)))
-    after = g("Add", new, g("Mul", update, g("Sub", "hidden", new)))
-    return g("Where", _known(g), after, "hidden")
-
-
 def _known(g: Nodes) -> str:
     """(R, 1) which `items` the bundle knows."""
     return g("GreaterOrEqual", "items", g.const(0, np.int32))
@@ -478,6 +421,8 @@ def _model(g: Nodes, bundle: Bundle, outputs: Mapping[str, str], ranking: Mode, 
         "last_items": (TensorProto.INT32, ["R", 1]),
         "count": (TensorProto.INT64, ["R", 1]),
         "age_ms": (TensorProto.INT64, ["R", 1]),
+        "history": (TensorProto.INT32, ["R", manifest.window]),
+        "history_len": (TensorProto.INT64, ["R", 1]),
     }
     columns = candidates if ranking == "candidates" else manifest.n_items
     results: dict[str, tuple[int, list[str | int]]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.signals import SignalWriter
-from device_agent.srm import Srm
+from device_agent.srm import make_srm
 from device_agent.state import RECENT_HASHES, Records, StateLayout
 from device_agent.step import Wave
 from streams.bundle import Bundle
@@ -36,7 +36,7 @@ class Learning:
         manifest = bundle.manifest
         self._layout = layout
         self._writer = writer
-        self._srm = Srm(bundle.device)
+        self._srm = make_srm(bundle)
         self._exclude_seen = manifest.exclude_seen
         self._decay = np.array(manifest.recency_decay, np.float32)
         self._window = np.array(manifest.window)
@@ -72,12 +72,13 @@ class Learning:
     def _items(self, out: Records, items: Int32s, times_ms: Int64s) -> None:
         """History, SRM state, seen items and what was taken since each embedding, of items of the bundle."""
         at = self._layout.every(len(out))
-        slots = out["history_len"] % self._window
-        out["history_items"][at, slots] = items
+        before, history = out["history_len"], out["history_items"]
+        slots = before % self._window
+        history[at, slots] = items
         out["history_times"][at, slots] = times_ms
         out["last_item"] = items
         hidden = out["srm_hidden"]
-        hidden[...] = self._srm.step(hidden, items)
+        hidden[...] = self._srm.step(hidden, items, history, before)
         arm = out["arm"]
         if self._exclude_seen:
             out["seen"][at, self._seen_byte.take(items)] |= self._seen_bit.take(items)

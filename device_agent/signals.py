@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from device_agent.fusion import SMALLEST_VARIANCE, FusionTables, square_root
 from device_agent.row_product import RowProduct
+from device_agent.srm import largest_state
 from device_agent.staleness import (
     AGREEMENT,
     CLOUD_DEVIATION,
@@ -163,8 +164,8 @@ def _check_range(bundle: Bundle) -> None:
     tensors = bundle.device
     if not (tensors["phi.scale"] >= np.finfo(np.float32).tiny).all():
         raise BundleError(f"bundle {bundle.path}: phi.scale has a scale that is not positive", remedy="train it anew")
-    largest = float(np.finfo(np.float32).max)
-    for weights, bias, size in (("item_vectors", "item_bias", LARGEST_HALF), ("srm.item_out", "srm.bias_out", 1.0)):
+    largest, state = float(np.finfo(np.float32).max), max(1.0, largest_state(bundle))
+    for weights, bias, size in (("item_vectors", "item_bias", LARGEST_HALF), ("srm.item_out", "srm.bias_out", state)):
         rows = np.column_stack([tensors[weights], tensors[bias]]).astype(np.float64)
         if not np.square(rows).sum(axis=1).max() * (rows.shape[1] * size**2) < largest:
             raise BundleError(

@@ -1,61 +1,72 @@
-"""The small recommendation model on the device: GRU4Rec's step, in numpy, the same to the bit for any batch size.
+"""The small recommendation model on the device: one port, two networks, both the same to the bit for any batch size.
 
-A device that crashed and replays its events in other batches must arrive at the very same hidden state: that is how
-a crashed run is compared with an undisturbed one. So the hidden part of the gates is a `RowProduct`; the input part
-depends on the item alone and is a table. Element-wise functions treat each number alone.
-
-Source: GRU4Rec (Hidasi et al., arXiv 1511.06939), with LayerNorm on the input; gates as in `torch.nn.GRU`.
+A device that crashed and replays its events in other batches must arrive at the very same state: that is how a crashed
+run is compared with an undisturbed one. What a record keeps of either network is a vector h, with scores h · o_i + c_i:
+fusion, calibration and signals do not ask which of them it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
-from device_agent.row_product import RowProduct
+from device_agent.gru4rec import Gru4Rec
+from device_agent.sasrec import Sasrec
+from streams.bundle import Bundle
+from streams.errors import BundleError
 
 Floats = npt.NDArray[np.float32]
 
-_LAYER_NORM_EPS: Final = np.float32(1e-5)  # torch's
+
+class Srm(Protocol):
+    """What an interaction does to the state."""
+
+    dim: int
+    """h"""
+
+    def step(
+        self,
+        hidden: Floats,
+        items: npt.NDArray[np.integer],
+        history: npt.NDArray[np.int32],
+        before: npt.NDArray[np.int64],
+    ) -> Floats:
+        """(B, h) states after the items; row by row the same to the bit for any B.
+
+        Parameters
+        ----------
+        hidden
+            (B, h) states before them.
+        items
+            (B,) what was taken, items of the bundle.
+        history, before
+            (B, W) rings of the last items, these among them, and (B,) how many had gone into a ring before them: an
+            item lies in slot ``before`` modulo W.
+        """
+        ...
 
 
-class Srm:
-    """The GRU of a bundle.
+def make_srm(bundle: Bundle) -> Srm:
+    """Return the network of a bundle.
 
-    Parameters
-    ----------
-    tensors
-        Those of `streams.bundle.DEVICE_TENSORS` that begin with ``srm.``.
+    Raises
+    ------
+    BundleError
+        Its weights are so large that its state could be no number.
     """
-
-    def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        h = tensors["srm.gru.weight_hh"].shape[1]
-        self.dim = h
-        self._hidden_gates = RowProduct(tensors["srm.gru.weight_hh"].T, tensors["srm.gru.bias_hh"])
-        normed = _layer_norm(tensors["srm.item_in"], tensors["srm.norm.weight"], tensors["srm.norm.bias"])
-        self._input_gates = RowProduct(tensors["srm.gru.weight_ih"].T, tensors["srm.gru.bias_ih"])(normed)
-
-    def step(self, hidden: Floats, items: npt.NDArray[np.integer]) -> Floats:
-        """(B, h) hidden states after the items (B,), from those before; row by row the same to the bit for any B."""
-        h = self.dim
-        x = self._input_gates.take(items, axis=0)
-        y = self._hidden_gates(hidden)
-        gates: Floats = expit(x[:, : 2 * h] + y[:, : 2 * h])
-        new: Floats = gates[:, :h] * y[:, 2 * h :]
-        new += x[:, 2 * h :]
-        np.tanh(new, out=new)
-        kept = hidden - new
-        kept *= gates[:, h:]
-        new += kept
-        return new
+    if bundle.manifest.srm == "sasrec":
+        try:
+            return Sasrec(bundle.device)
+        except OverflowError as exc:
+            raise BundleError(f"bundle {bundle.path}: {exc}", remedy="train it anew with weight decay") from exc
+    return Gru4Rec(bundle.device)
 
 
-def _layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
-    centred = x - x.mean(axis=1, keepdims=True, dtype=np.float32)
-    variance = np.mean(centred * centred, axis=1, keepdims=True, dtype=np.float32)
-    normed: Floats = centred / np.sqrt(variance + _LAYER_NORM_EPS) * weight + bias
-    return normed.astype(np.float32, copy=False)
+def largest_state(bundle: Bundle) -> float:
+    """Bound of the numbers in a state: a GRU's lie between -1 and 1, a LayerNorm's within its weights."""
+    if bundle.manifest.srm != "sasrec":
+        return 1.0
+    weight, bias = (np.abs(bundle.device[f"srm.last_norm.{each}"].astype(np.float64)) for each in ("weight", "bias"))
+    return float((np.sqrt(len(weight)) * weight + bias).max())

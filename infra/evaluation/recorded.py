@@ -77,7 +77,17 @@ class Recorded:
             "last_items": self.records["last_item"][:, None],
             "age_ms": self.age_ms[:, None],
             "count": self.records["count"][:, None],
+            "history": self.records["history_items"],
+            "history_len": self.records["history_len"][:, None],
         }
+
+    def windows(self) -> Ints:
+        """(R, W) the last items, what is taken among them, oldest first; -1 behind."""
+        known, window = self.records["history_len"][:, None], self.layout.window
+        steps = np.arange(window)
+        places = np.maximum(known + 1 - window, 0) + steps
+        items = np.take_along_axis(self.records["history_items"], places % window, axis=1)
+        return np.where(places < known, items, np.where(places == known, self.items[:, None], -1)).astype(np.int64)
 
     def learned(self) -> Records:
         """(R,) the records after the interaction, by the device's own code."""
@@ -117,6 +127,10 @@ def record(period: TestPeriod, pairs: SnapshotPairs, candidates: int) -> Recorde
     records["last_item"] = histories.items[starts + moments.positions - 1]
     for name in ("count", "served", "history_len", "hash_count"):
         records[name] = moments.positions
+    rows, back = np.nonzero(np.arange(layout.window) < moments.positions[:, None])
+    places = moments.positions[rows] - 1 - back
+    for name, kept in (("history_items", histories.items), ("history_times", histories.times_ms)):
+        records[name][rows, places % layout.window] = kept[starts[rows] + places]
     if bundle.manifest.exclude_seen:
         seen = moments.seen()
         assert seen is not None

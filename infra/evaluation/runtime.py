@@ -118,7 +118,7 @@ def parity(recorded: Recorded) -> list[Parity]:
                 "staleness s": served.staleness.numpy(),
                 "calibrated ê": served.calibrated.numpy(),
                 "scores": served.scores.numpy(),
-                "SRM state after": step.hidden_after(pairs),
+                "SRM state after": step.hidden_after(pairs, recorded.windows()),
                 "m and φ after": _signals(signals, d),
             }
         names = list(by_runtime)

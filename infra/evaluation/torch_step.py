@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloud_worker.training.calibrator import Calibrator
 from cloud_worker.training.reliability import StalenessHead
-from cloud_worker.training.srm import Gru4Rec
+from cloud_worker.training.srm import srm_from_tensors
 from device_agent.ranking import Mode
 from device_agent.serving import Pairs
 from streams.bundle import PHI, Bundle
@@ -47,7 +47,7 @@ class TorchStep:
         self._exclude_seen = bundle.manifest.exclude_seen
         self._repair = Calibrator.from_tensors(bundle.device)
         self._head = StalenessHead.from_tensors(bundle.device)
-        self._srm = Gru4Rec.from_tensors(bundle.device)
+        self._srm = srm_from_tensors(bundle.device)
         self._mean, self._scale = tensors["phi.mean"], tensors["phi.scale"]
         self._cloud = tensors["item_vectors"].T.contiguous(), tensors["item_bias"]
         self._own = tensors["srm.item_out"].T.contiguous(), tensors["srm.bias_out"]
@@ -83,10 +83,11 @@ class TorchStep:
         return TorchServed(s, repaired, scores, rank, top)
 
     @torch.inference_mode()
-    def hidden_after(self, pairs: Pairs) -> npt.NDArray[np.float32]:
-        """(R, h) the SRM's state after the interaction."""
-        items, hidden = torch.from_numpy(pairs.items).long(), torch.from_numpy(pairs.hidden)
-        after: npt.NDArray[np.float32] = self._srm.before_each(items, items, self._srm.table(), hidden)[1][:, 0].numpy()
+    def hidden_after(self, pairs: Pairs, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(R, h) the SRM's state after the interaction; windows (R, W) as of `Recorded.windows`."""
+        after: npt.NDArray[np.float32] = self._srm.after(
+            torch.from_numpy(pairs.hidden), torch.from_numpy(windows)
+        ).numpy()
         return after
 
 
