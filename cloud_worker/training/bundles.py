@@ -26,9 +26,12 @@ def split_hash(split: Split) -> str:
     return hashlib.sha256(repr(edges).encode()).hexdigest()[:8]
 
 
-def bundle_path(home: Path, dataset: str, seed: int, split: Split, *, quick: bool = False) -> Path:
+def bundle_path(
+    home: Path, dataset: str, seed: int, split: Split, *, quick: bool = False, srm: str = "gru4rec"
+) -> Path:
     """Where `driftline train` puts a bundle when it is not told."""
-    return home / "bundles" / f"{dataset}-{seed}-{split_hash(split)}{'-quick' if quick else ''}"
+    other = "" if srm == "gru4rec" else f"-{srm}"
+    return home / "bundles" / f"{dataset}-{seed}-{split_hash(split)}{other}{'-quick' if quick else ''}"
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -24,6 +24,13 @@ class Device(enum.StrEnum):
     cuda = "cuda"
 
 
+class Srm(enum.StrEnum):
+    """The device's small model."""
+
+    gru4rec = "gru4rec"
+    sasrec = "sasrec"
+
+
 app = typer.Typer()
 app.command("encoder")(train_encoder)
 
@@ -41,13 +48,14 @@ def train(
     quick: Annotated[
         bool, typer.Option("--quick", help="A third of the work, no controls: what the demo trains the first time.")
     ] = False,
+    srm: Annotated[Srm, typer.Option(help="The device's small model; SASRec costs a device more.")] = Srm.gru4rec,
     retrain: Annotated[bool, typer.Option(help="Let both networks go on over the validation period.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Train even where a fitting bundle is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Train a model bundle: SRM, cloud network, projector, live formula, blend, calibrator, staleness head, controls.
 
-    A fitting bundle (same data, split, seed and version) is kept, and only shown.
+    A fitting bundle (same data, split, seed, small model and version) is kept, and only shown.
     """
     if ctx.invoked_subcommand is not None:
         given = [each for each in ctx.params if getattr(ctx.get_parameter_source(each), "name", "") == "COMMANDLINE"]
@@ -63,20 +71,21 @@ def train(
     name = dataset or settings.dataset
     prepared = ensure_prepared(settings, name)
     periods = global_time_split(prepared.events, _fractions(split))
-    path = out or bundle_path(settings.home, name, seed, periods, quick=quick)
+    path = out or bundle_path(settings.home, name, seed, periods, quick=quick, srm=srm.value)
     manifest = read_manifest(path)
     found = (
         manifest is not None
         and not force
         and fits(manifest, prepared.manifest.hash, periods, seed)
         and manifest.quick == quick
+        and manifest.srm == srm.value
     )
     if found:
         manifest = load_bundle(path).manifest
     else:
         from cloud_worker.cache import CachedEncoder, EmbeddingCache
         from cloud_worker.encoder import make_encoder
-        from cloud_worker.training.options import TrainOptions, in_a_hurry
+        from cloud_worker.training.options import TrainOptions, in_a_hurry, with_srm
         from cloud_worker.training.train import train_bundle
         from infra.cli._bars import StageBars
 
@@ -84,7 +93,7 @@ def train(
         try:
             encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
             with StageBars() as bars:
-                options = TrainOptions(seed=seed, device=device.value, retrain=retrain)
+                options = with_srm(TrainOptions(seed=seed, device=device.value, retrain=retrain), srm.value)
                 if quick:
                     options = in_a_hurry(options)
                 manifest = train_bundle(
@@ -126,6 +135,7 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
             "found": found,
             "dataset": manifest.dataset,
             "seed": manifest.seed,
+            "srm": manifest.srm,
             **others,
         }
         print(json.dumps({"meta": meta, "rows": rows}))
@@ -133,7 +143,7 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{manifest.dataset}, validation period, full catalogue of {manifest.n_items}")
+    table = Table(title=f"{manifest.dataset}, SRM {manifest.srm}, validation period, full catalogue of {manifest.n_items}")
     for column in ("model", "ndcg@10", "hr@10", "mrr"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
