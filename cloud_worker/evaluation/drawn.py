@@ -53,6 +53,24 @@ def draw_moments(bundle: Bundle, prepared: Prepared, *, moments: int, seed: int)
     DatasetError
         No interaction of the test period has one of its user before it.
     """
+    histories = whole_histories(bundle, prepared)
+    users, positions = _draw(histories, moments, np.random.default_rng(seed))
+    if not len(users):
+        raise DatasetError(
+            f"dataset {bundle.manifest.dataset}: no user of the test period has an interaction before it",
+            remedy="train a bundle on more data, or with another --split",
+        )
+    return Drawn(histories, users, positions)
+
+
+def whole_histories(bundle: Bundle, prepared: Prepared) -> Histories:
+    """Everybody's interactions, the test period's among them; ``trained`` counts those before the test period.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained on other data.
+    """
     manifest = bundle.manifest
     if manifest.dataset_hash != prepared.manifest.hash:
         raise BundleError(
@@ -60,14 +78,7 @@ def draw_moments(bundle: Bundle, prepared: Prepared, *, moments: int, seed: int)
             f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
             remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
         )
-    histories = _histories(bundle, prepared.events, manifest.test.start_ms)
-    users, positions = _draw(histories, moments, np.random.default_rng(seed))
-    if not len(users):
-        raise DatasetError(
-            f"dataset {manifest.dataset}: no user of the test period has an interaction before it",
-            remedy="train a bundle on more data, or with another --split",
-        )
-    return Drawn(histories, users, positions)
+    return _histories(bundle, prepared.events, manifest.test.start_ms)
 
 
 def histories_before_test(bundle: Bundle, prepared: Prepared) -> Histories:

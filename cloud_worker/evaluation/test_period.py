@@ -29,6 +29,7 @@ from cloud_worker.training.projector import Projector
 from cloud_worker.training.reliability import StalenessHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from cloud_worker.training.srm import srm_from_tensors
+from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import BundleError, DatasetError
@@ -96,12 +97,22 @@ class TestPeriod:
 
     def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
         """(Q,) s from standardised φ (Q, P), by the bundle's head."""
-        return np.asarray(expit(self.head.logits(phi)), np.float64)
+        return staleness_of(self.head, phi)
 
     def alpha(self, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """(Q,) weight of the cloud in the fusion, at staleness s (Q,)."""
-        fresh, stale = (float(each) for each in self.bundle.device["fusion.alpha"])
-        return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
+        return alpha_of(self.bundle, staleness)
+
+
+def staleness_of(head: StalenessHead, phi: Floats) -> npt.NDArray[np.float64]:
+    """(Q,) s from standardised φ (Q, P)."""
+    return np.asarray(expit(head.logits(phi)), np.float64)
+
+
+def alpha_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """(Q,) weight of the cloud in a bundle's fusion, at staleness s (Q,)."""
+    fresh, stale = (float(each) for each in bundle.device["fusion.alpha"])
+    return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
 
 
 def load_test_period(
@@ -132,7 +143,7 @@ def load_test_period(
         No interaction of the test period has one of its user before it, or no history is as long as a gap.
     """
     manifest = bundle.manifest
-    _check_encoder(bundle, encoder)
+    check_encoder(bundle, encoder)
     drawn = draw_moments(bundle, prepared, moments=moments, seed=seed)
     histories, at_users, at_positions = drawn.histories, drawn.users, drawn.positions
     if (longest := int(at_positions.max()) - 1) < min(gaps):
@@ -149,7 +160,39 @@ def load_test_period(
     keys = np.unique(keys)
     every = np.ones(len(keys), np.bool_)
     snapshots = Snapshots(keys // wide, keys % wide, every, every)
-    networks = _networks(bundle)
+    networks = networks_of(bundle)
+    answers, embeddings = ask_cloud(bundle, networks, histories, snapshots, encoder, on_progress)
+    bench = make_bench(
+        networks,
+        histories,
+        snapshots,
+        embeddings,
+        exclude_seen=manifest.exclude_seen,
+        decay=manifest.recency_decay,
+        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
+    )
+    return TestPeriod(
+        bundle,
+        bench,
+        answers,
+        networks,
+        blend_of(bundle),
+        np.searchsorted(keys, at_users * wide + at_positions),
+        calibrator.Calibrator.from_tensors(bundle.device),
+        StalenessHead.from_tensors(bundle.device),
+    )
+
+
+def ask_cloud(
+    bundle: Bundle,
+    networks: Networks,
+    histories: Histories,
+    snapshots: Snapshots,
+    encoder: Encoder,
+    on_progress: OnProgress = lambda _stage, _done, _total: None,
+) -> tuple[Answers, Floats]:
+    """What the parts of the cloud say at S snapshots, and (S, d) the embeddings that it would send."""
+    manifest = bundle.manifest
     profiles = text.profile_texts(
         histories, snapshots, bundle.items.titles, bundle.items.categories, manifest.profile_items
     )
@@ -167,31 +210,18 @@ def load_test_period(
         networks.projector.embed(vectors),
         scores,
     )
-    blend = msgspec.convert(manifest.blend, Blend)
-    embeddings = fitted(answers, networks.space(), blend, lambda done, total: on_progress("fitting", done, total))
-    bench = make_bench(
-        networks,
-        histories,
-        snapshots,
-        embeddings,
-        exclude_seen=manifest.exclude_seen,
-        decay=manifest.recency_decay,
-        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
-    )
-    return TestPeriod(
-        bundle,
-        bench,
-        answers,
-        networks,
-        blend,
-        np.searchsorted(keys, at_users * wide + at_positions),
-        calibrator.Calibrator.from_tensors(bundle.device),
-        StalenessHead.from_tensors(bundle.device),
-    )
+    blend = blend_of(bundle)
+    return answers, fitted(answers, networks.space(), blend, lambda done, total: on_progress("fitting", done, total))
 
 
-def _check_encoder(bundle: Bundle, encoder: Encoder) -> None:
-    """Refuse what would be asked in another language than it was trained in."""
+def check_encoder(bundle: Bundle, encoder: Encoder) -> None:
+    """Refuse what would be asked in another language than it was trained in.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained with another encoder.
+    """
     manifest = bundle.manifest
     if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
         raise BundleError(
@@ -201,7 +231,8 @@ def _check_encoder(bundle: Bundle, encoder: Encoder) -> None:
         )
 
 
-def _networks(bundle: Bundle) -> Networks:
+def networks_of(bundle: Bundle) -> Networks:
+    """The networks that a bundle serves with; it holds one projector."""
     projector = Projector.from_tensors(bundle.cloud)
     sequence = SequenceModel.from_tensors(bundle.cloud)
     return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)
