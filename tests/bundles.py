@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streams.bundle import PHI, Bundle, Items, Period, load_bundle, save_bundle
+from streams.bundle import PHI, SRM_TENSORS, Bundle, Items, Period, load_bundle, save_bundle
 
 ENCODER_ID = "test-encoder"
 GENRES = ("comedy", "drama", "horror", "science fiction", "animation")
@@ -24,6 +24,7 @@ def make_bundle(
     profile_items: int = 10,
     window: int = 50,
     exclude_seen: bool = True,
+    srm: str = "gru4rec",
 ) -> Bundle:
     """Write a bundle to `path` and load it again; the same arguments give the same bundle id."""
     rng = np.random.default_rng(seed)
@@ -60,6 +61,9 @@ def make_bundle(
         "staleness.2.bias": np.zeros(1, np.float32),
         "fusion.alpha": np.array([0.6, 0.4], np.float32),
     }
+    if srm == "sasrec":
+        device = {name: tensor for name, tensor in device.items() if not name.startswith("srm.gru.")}
+        device |= sasrec_tensors(np.random.default_rng(seed), h, window)
     cloud = {
         "projector.0.weight": normal(256, text_dim, scale=text_dim**-0.5),
         "projector.0.bias": normal(256),
@@ -112,6 +116,17 @@ def make_bundle(
         "live": {"last": 10, "users": 1000, "ring": 20, "takers": 16},
         "quick": False,
         "metrics": {},
+        "srm": srm,
     }
     save_bundle(path, manifest, items, device, cloud, live)
     return load_bundle(path)
+
+
+def sasrec_tensors(rng: np.random.Generator, h: int, window: int) -> dict[str, np.ndarray]:
+    """Random tensors of a SASRec's own, of the sizes that training leads to."""
+    tensors = {}
+    for name, meaning in SRM_TENSORS["sasrec"].items():
+        shape = {"(h,)": (h,), "(h, h)": (h, h), "(W, h)": (window, h)}[meaning[: meaning.index(")") + 1]]
+        centre = 1.0 if name.endswith("norm.weight") else 0.0
+        tensors[name] = rng.normal(centre, h**-0.5 if len(shape) == 2 else 0.1, shape).astype(np.float32)
+    return tensors

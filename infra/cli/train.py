@@ -143,7 +143,8 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{manifest.dataset}, SRM {manifest.srm}, validation period, full catalogue of {manifest.n_items}")
+    title = f"{manifest.dataset}, SRM {manifest.srm}, validation period, full catalogue of {manifest.n_items}"
+    table = Table(title=title)
     for column in ("model", "ndcg@10", "hr@10", "mrr"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,8 @@ from cloud_worker.training.options import (
     ReliabilityOptions,
 )
 from cloud_worker.training.snapshots import choose, pairs_of
-from streams.bundle import PHI
+from streams.bundle import PHI, device_tensors
+from streams.errors import TrainingError
 
 
 @pytest.fixture
@@ -139,6 +142,11 @@ def test_srm_overfits_one_batch():
     assert _overfit(srm.Gru4Rec(20, 16, dropout=0.0), ROWS) < FLOOR + 0.05
 
 
+def test_sasrec_overfits_one_batch():
+    torch.manual_seed(0)
+    assert _overfit(srm.Sasrec(20, 16, 6, dropout=0.0), ROWS) < FLOOR + 0.05
+
+
 def test_cloud_network_overfits_one_batch():
     torch.manual_seed(0)
     model = SequenceModel(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), 16, 24, dropout=0.0)
@@ -184,6 +192,57 @@ def test_running_state_does_not_depend_on_what_comes_later_or_on_padding(histori
     assert not srm.running_states(model, histories, users[:1], np.array([0])).any()
 
 
+def test_sasrecs_state_is_of_its_window_and_not_of_what_comes_later_or_padding(histories):
+    torch.manual_seed(0)
+    model = srm.Sasrec(30, 8, window=4)  # its dropout must not be on
+    users, positions = np.arange(12), np.minimum(np.arange(12), histories.lengths)
+    states = srm.running_states(model, histories, users, positions)
+    assert not states[0].any(), "no history, no state"
+    for user in range(1, 12):
+        row = torch.from_numpy(histories.of(user, positions[user])[-4:])[None]
+        with torch.no_grad():
+            direct = model.eval().before_each(torch.nn.functional.pad(row, (0, 1)), row, model.table(), None)[0]
+            padded = model.after(torch.zeros(1, 8), torch.nn.functional.pad(row, (0, 4 - row.shape[1]), value=-1))
+        np.testing.assert_allclose(states[user], direct[0, -1].numpy(), atol=1e-6)
+        np.testing.assert_allclose(states[user], padded[0].numpy(), atol=1e-6)
+    later = histories.items.copy()
+    for user in range(12):
+        later[histories.starts[user] + positions[user] : histories.starts[user + 1]] = 7
+    changed = dataclasses.replace(histories, items=later)
+    assert not np.array_equal(later, histories.items)
+    np.testing.assert_array_equal(srm.running_states(model, changed, users, positions), states)
+
+
+def test_sasrec_in_training_scores_an_item_by_what_came_before_it_only():
+    torch.manual_seed(0)
+    model = srm.Sasrec(20, 8, window=5).eval()
+    rows = torch.tensor([[1, 5, 9, 2, 7, 3]])
+    for place in range(6):
+        other = rows.clone()
+        other[0, place:] = torch.tensor([4, 11, 0, 8, 6, 13])[place:]
+        with torch.no_grad():
+            one, two = (model.before_each(each, each, model.table(), None)[0] for each in (rows, other))
+        assert torch.equal(one[:, : place + 1], two[:, : place + 1])
+        assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
+
+
+@pytest.mark.parametrize("kind", srm.KINDS)
+def test_an_srm_of_a_bundle_is_the_one_that_was_trained(kind, histories):
+    torch.manual_seed(0)
+    model = srm.make_srm(kind, 30, 8, window=6, dropout=0.1)
+    again = srm.srm_from_tensors(model.tensors())
+    assert type(again) is srm.KINDS[kind]
+    assert model.tensors().keys() == {name for name in device_tensors(kind) if name.startswith("srm.")}
+    users, positions = np.arange(6), np.array([0, 1, 5, 9, 3, 7])
+    wanted = srm.running_states(model, histories, users, positions)
+    np.testing.assert_array_equal(srm.running_states(again, histories, users, positions), wanted)
+
+
+def test_an_srm_that_there_is_not_is_refused():
+    with pytest.raises(TrainingError, match="'din' is none of gru4rec, sasrec"):
+        srm.make_srm("din", 30, 8, window=6, dropout=0.1)
+
+
 def test_chunks_hold_every_interaction_once():
     lengths = np.array([0, 3, 50, 7, 16, 33, 1])
     for offsets in (None, np.array([1, 5, 16, 2, 16, 9, 3])):
@@ -199,14 +258,17 @@ def test_chunks_hold_every_interaction_once():
 
 
 @pytest.mark.parametrize("full", [True, False])
-@pytest.mark.parametrize("kind", ["device", "cloud"])
+@pytest.mark.parametrize("kind", [*srm.KINDS, "cloud"])
 def test_fitting_learns_what_follows_what(full, kind):
     """A ring of items: the next one follows from the last."""
     rng = np.random.default_rng(0)
     items = (rng.integers(30, size=(40, 1)) + np.arange(20)) % 30
     histories = make_histories(np.repeat(np.arange(40), 20), items.reshape(-1), np.arange(800), 30, 800)
     torch.manual_seed(0)
-    model = srm.Gru4Rec(30, 16, 0.0) if kind == "device" else SequenceModel(np.eye(30, dtype=np.float32), 16, 16, 0.0)
+    if kind == "cloud":
+        model = SequenceModel(np.eye(30, dtype=np.float32), 16, 16, 0.0)
+    else:
+        model = srm.make_srm(kind, 30, 16, window=7, dropout=0.0)
     options = FitOptions(
         16, 1, 0, 0.0, 8, positions=64, negatives=10, full_softmax_items=100 if full else 5, weight_decay=0.0
     )
@@ -224,7 +286,7 @@ def test_fitting_learns_what_follows_what(full, kind):
     )
     states = (
         srm.running_states(model, histories, np.arange(40), np.full(40, 10))
-        if kind == "device"
+        if kind != "cloud"
         else sequence_embeddings(model, histories, np.arange(40), np.full(40, 10), 8)
     )
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.srm import Srm
+from device_agent.gru4rec import Gru4Rec
 from tests.bundles import make_bundle
 
 ITEMS = 120
@@ -28,7 +28,13 @@ def tensors(dim):
 
 @cache
 def srm(dim):
-    return Srm(tensors(dim))
+    return Gru4Rec(tensors(dim))
+
+
+def step(srm, hidden, items):
+    """A GRU does not look at the history."""
+    nothing = np.zeros((len(items), 0), np.int32)
+    return srm.step(hidden, items, nothing, np.zeros(len(items), np.int64))
 
 
 @settings(deadline=None, max_examples=150)
@@ -43,14 +49,14 @@ def test_a_row_has_the_same_bits_in_any_batch(dim, size, start, in_records, seed
     rng = np.random.default_rng(seed)
     hidden = rng.uniform(-1, 1, (350, dim)).astype(np.float32)
     items = rng.integers(0, ITEMS, 350)
-    whole = srm(dim).step(hidden, items)
+    whole = step(srm(dim), hidden, items)
     part = hidden[start : start + size]
     if in_records:  # as it lies in device records: rows far apart
         records = np.zeros(size, [("before", "i8"), ("hidden", "f4", (dim,)), ("after", "u1", (8,))])
         records["hidden"] = part
         part = records["hidden"]
-    assert srm(dim).step(part, items[start : start + size]).tobytes() == whole[start : start + size].tobytes()
-    one = srm(dim).step(hidden[start : start + 1], items[start : start + 1])
+    assert step(srm(dim), part, items[start : start + size]).tobytes() == whole[start : start + size].tobytes()
+    one = step(srm(dim), hidden[start : start + 1], items[start : start + 1])
     assert one.tobytes() == whole[start : start + 1].tobytes()
 
 
@@ -71,10 +77,10 @@ def test_a_run_of_steps_is_torchs_gru(dim):
         weights = make_bundle(Path(folder) / "b", n_items=ITEMS, srm_dim=dim, d=8, text_dim=8).device
     items = np.random.default_rng(3).integers(0, ITEMS, (5, 100))
     theirs = torch_run(torch, weights, dim, items)
-    hidden, ours = np.zeros((5, dim), np.float32), Srm(weights)
-    for step in range(items.shape[1]):
-        hidden = ours.step(hidden, items[:, step])
-        assert np.abs(hidden - theirs[:, step]).max() < 1e-5
+    hidden, ours = np.zeros((5, dim), np.float32), Gru4Rec(weights)
+    for nth in range(items.shape[1]):
+        hidden = step(ours, hidden, items[:, nth])
+        assert np.abs(hidden - theirs[:, nth]).max() < 1e-5
 
 
 @pytest.mark.parametrize("dim", [8, 64])
@@ -83,6 +89,6 @@ def test_each_step_is_torchs_gru_where_the_gates_are_nearly_shut(dim):
     torch = pytest.importorskip("torch")
     items = np.random.default_rng(3).integers(0, ITEMS, (5, 40))
     theirs = torch_run(torch, tensors(dim), dim, items)
-    for step in range(1, items.shape[1]):
-        hidden = srm(dim).step(np.ascontiguousarray(theirs[:, step - 1]), items[:, step])
-        assert np.abs(hidden - theirs[:, step]).max() < 1e-5
+    for nth in range(1, items.shape[1]):
+        hidden = step(srm(dim), np.ascontiguousarray(theirs[:, nth - 1]), items[:, nth])
+        assert np.abs(hidden - theirs[:, nth]).max() < 1e-5

@@ -11,11 +11,12 @@ from streams.bundle import (
     CLOUD,
     CLOUD_TENSORS,
     DEVICE,
-    DEVICE_TENSORS,
     ITEMS,
     LIVE,
     MANIFEST,
+    SRM_TENSORS,
     Items,
+    device_tensors,
     load_bundle,
     save_bundle,
 )
@@ -95,14 +96,53 @@ def test_a_bundle_that_is_not_there_is_named(tmp_path):
         load_bundle(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [*DEVICE_TENSORS, *CLOUD_TENSORS])
+@pytest.mark.parametrize("name", [*device_tensors("gru4rec"), *CLOUD_TENSORS])
 def test_a_tensor_that_is_missing_or_has_another_rank_is_named_before_anything_is_written(bundle, tmp_path, name):
-    part = "device" if name in DEVICE_TENSORS else "cloud"
+    part = "cloud" if name in CLOUD_TENSORS else "device"
     tensors = dict(getattr(bundle, part))
     without = {key: value for key, value in tensors.items() if key != name}
     for broken, said in ((without, "is missing"), (tensors | {name: tensors[name][None]}, "has shape")):
         with pytest.raises(BundleError, match=f"tensor {name} {said}"):
             _again(bundle, tmp_path / "broken", **{part: broken})
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.fixture
+def sasrec(tmp_path):
+    return make_bundle(tmp_path / "s", n_items=20, d=8, srm_dim=4, text_dim=6, window=7, srm="sasrec")
+
+
+def test_a_bundle_remembers_its_srm_and_one_from_before_there_was_a_choice_has_a_gru(bundle, sasrec):
+    assert load_bundle(sasrec.path).manifest.srm == "sasrec"
+    file = bundle.path / MANIFEST
+    older = json.loads(file.read_text())
+    del older["srm"]
+    file.write_text(json.dumps(older))
+    assert load_bundle(bundle.path).manifest.srm == "gru4rec"
+
+
+@pytest.mark.parametrize("name", SRM_TENSORS["sasrec"])
+def test_a_tensor_of_the_srm_that_is_missing_or_has_another_rank_is_named(sasrec, tmp_path, name):
+    without = {key: value for key, value in sasrec.device.items() if key != name}
+    longer = np.concatenate([sasrec.device[name]] * 2)
+    for broken, said in ((without, "is missing"), (without | {name: longer}, "has shape")):
+        with pytest.raises(BundleError, match=f"tensor {name} {said}"):
+            _again(sasrec, tmp_path / "broken", device=broken)
+
+
+def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundle, sasrec, tmp_path):
+    for path, wrong in ((bundle.path, "sasrec"), (sasrec.path, "gru4rec")):
+        file = path / MANIFEST
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"srm": wrong}))
+        with pytest.raises(BundleError, match=rf"tensor srm\.\S+ is no part of the SRM it names, {wrong}"):
+            load_bundle(path)
+    with pytest.raises(BundleError, match="no part of the SRM it names, gru4rec"):
+        _again(bundle, tmp_path / "both", device=dict(sasrec.device) | dict(bundle.device))
+
+
+def test_an_srm_that_this_version_does_not_know_is_refused_with_those_it_knows(bundle, tmp_path):
+    with pytest.raises(BundleError, match="its SRM is 'din'.*gru4rec, sasrec"):
+        _again(bundle, tmp_path / "broken", srm="din")
     assert not (tmp_path / "broken").exists()
 
 
