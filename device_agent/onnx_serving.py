@@ -11,7 +11,7 @@ import onnxruntime as ort
 from device_agent.device_graph import SERVED, build_graph, dense_pays
 from device_agent.fusion import ItemVectors
 from device_agent.ranking import Mode
-from device_agent.serving import Pairs, Served
+from device_agent.serving import Pairs, RuntimeName, Served
 from streams.bundle import Bundle
 
 BOUND_ROWS: Final = 8
@@ -36,6 +36,7 @@ class OnnxServing:
         candidates: int = 100,
         item_vectors: ItemVectors = "float32",
     ) -> None:
+        self.runtime: RuntimeName = "onnx"
         self.ranking: Mode = ranking
         self.list_length = list_length
         model = build_graph(

@@ -24,6 +24,8 @@ from streams.errors import SettingsError
 Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 Runtime = Literal["auto", "onnx", "numpy"]
+RuntimeName = Literal["onnx", "numpy"]
+"""What really serves: it stands in a worker's status file."""
 
 
 class Pairs(NamedTuple):
@@ -70,6 +72,7 @@ class Served(NamedTuple):
 class Serving(Protocol):
     """The models of one bundle, ready to serve with one kind of ranking."""
 
+    runtime: RuntimeName
     ranking: Mode
     list_length: int
 
@@ -96,6 +99,7 @@ class NumpyServing:
         item_vectors: ItemVectors = "float32",
     ) -> None:
         tables = FusionTables.of(bundle)
+        self.runtime: RuntimeName = "numpy"
         self.ranking: Mode = ranking
         self.list_length = list_length
         self._phi = slice(-len(PHI), None)

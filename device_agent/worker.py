@@ -153,8 +153,14 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     )
     url = health.start()
     if options.status_file:
-        write_status(options.status_file, {"pid": os.getpid(), "url": url, "role": "device"})
-    log.info("started", url=url, bundle=bundle.id, arms=[arm.flag() for arm in options.experiment.arms])
+        write_status(options.status_file, {"url": url, "role": "device", "runtime": serving.runtime})
+    log.info(
+        "started",
+        url=url,
+        bundle=bundle.id,
+        runtime=serving.runtime,
+        arms=[arm.flag() for arm in options.experiment.arms],
+    )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
