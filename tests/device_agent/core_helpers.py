@@ -31,7 +31,9 @@ def runtime(request):
 
 
 @cache
-def small_bundle(*, exclude_seen: bool = True, n_items: int = 40, seed: int = 0) -> Bundle:
+def small_bundle(
+    *, exclude_seen: bool = True, n_items: int = 40, seed: int = 0, srm: str = "gru4rec"
+) -> Bundle:
     with tempfile.TemporaryDirectory() as folder:
         return make_bundle(
             Path(folder) / "bundle",
@@ -42,6 +44,7 @@ def small_bundle(*, exclude_seen: bool = True, n_items: int = 40, seed: int = 0)
             exclude_seen=exclude_seen,
             seed=seed,
             text_dim=8,
+            srm=srm,
         )
 
 

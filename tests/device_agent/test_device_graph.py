@@ -15,7 +15,7 @@ from device_agent.serving import NumpyServing, Pairs, make_serving
 from device_agent.signals import SignalWriter, write_age
 from device_agent.state import StateLayout
 from device_agent.step import Wave
-from streams.bundle import PHI
+from streams.bundle import PHI, SRM_TENSORS
 from streams.errors import BundleError, SettingsError
 from tests.device_agent.core_helpers import small_bundle
 
@@ -31,9 +31,9 @@ RANKINGS = ("candidates", "catalogue")
 
 
 @cache
-def strong_bundle(exclude_seen, candidates_are_few=False):
+def strong_bundle(exclude_seen, candidates_are_few=False, srm="gru4rec"):
     """Weights three times as large as `make_bundle`'s: they use the curved parts. Gathers, or may go dense."""
-    bundle = small_bundle(exclude_seen=exclude_seen, n_items=400 if candidates_are_few else N)
+    bundle = small_bundle(exclude_seen=exclude_seen, n_items=400 if candidates_are_few else N, srm=srm)
     strong = ("calibrator", "srm.gru", "staleness")
     tensors = {name: each * (3 if name.startswith(strong) else 1) for name, each in bundle.device.items()}
     tensors["phi.scale"] = np.linspace(0.5, 2, len(PHI)).astype(np.float32)
@@ -41,8 +41,8 @@ def strong_bundle(exclude_seen, candidates_are_few=False):
 
 
 @cache
-def numpy_serving(exclude_seen, ranking, item_vectors, few):
-    bundle = strong_bundle(exclude_seen, few)
+def numpy_serving(exclude_seen, ranking, item_vectors, few, srm="gru4rec"):
+    bundle = strong_bundle(exclude_seen, few, srm)
     return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors)
 
 
@@ -59,9 +59,9 @@ def onnx_serving(exclude_seen, ranking, item_vectors, few):
 
 
 @cache
-def whole_graph(exclude_seen, ranking, item_vectors, few):
+def whole_graph(exclude_seen, ranking, item_vectors, few, srm="gru4rec"):
     model = build_graph(
-        strong_bundle(exclude_seen, few), ranking=ranking, candidates=C, list_length=K, item_vectors=item_vectors
+        strong_bundle(exclude_seen, few, srm), ranking=ranking, candidates=C, list_length=K, item_vectors=item_vectors
     )
     onnx.checker.check_model(model, full_check=True)
     return open_session(model.SerializeToString(), fold=item_vectors != "int8")
@@ -106,6 +106,8 @@ class Devices:
             self.writer.write_embedded(arm["phi"][:, which], arm["embedding"][:, which].astype(np.float32))
         write_age(arm["phi"], self.age_ms)
         arm["phi"][~has] = 0
+        self.records["history_len"] = rng.integers(0, 3 * manifest.window, rows)
+        self.records["history_items"] = rng.integers(0, n, (rows, manifest.window))
 
     def pairs(self, ranking):
         arm = self.records["arm"]
@@ -129,6 +131,8 @@ class Devices:
             "last_items": self.repeated(self.records["last_item"][:, None]),
             "age_ms": self.age_ms.reshape(-1, 1),
             "count": self.repeated(self.records["count"][:, None]),
+            "history": self.repeated(self.records["history_items"]),
+            "history_len": self.repeated(self.records["history_len"][:, None]),
         }
         return {each.name: every[each.name] for each in session.get_inputs()}
 
@@ -192,10 +196,11 @@ def assert_same_lists(pairs, scores, ours, theirs, slack):
 
 
 @settings(deadline=None, max_examples=150)
+@pytest.mark.parametrize("srm", SRM_TENSORS)
 @waves
-def test_the_whole_graph_is_the_numpy_step(rows, seed, ranking, exclude_seen, few, shares, arms):
-    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares, arms)
-    reference, session = (make(exclude_seen, ranking, "float32", few) for make in (numpy_serving, whole_graph))
+def test_the_whole_graph_is_the_numpy_step(srm, rows, seed, ranking, exclude_seen, few, shares, arms):
+    devices = Devices(strong_bundle(exclude_seen, few, srm), rows, seed, *shares, arms)
+    reference, session = (make(exclude_seen, ranking, "float32", few, srm) for make in (numpy_serving, whole_graph))
     got = dict(zip(WHOLE, session.run(WHOLE, devices.feed(session, ranking)), strict=True))
     pairs = devices.pairs(ranking)
     want, scores = reference(pairs), reference.scores(pairs)
