@@ -31,9 +31,7 @@ def runtime(request):
 
 
 @cache
-def small_bundle(
-    *, exclude_seen: bool = True, n_items: int = 40, seed: int = 0, srm: str = "gru4rec"
-) -> Bundle:
+def small_bundle(*, exclude_seen: bool = True, n_items: int = 40, seed: int = 0, srm: str = "gru4rec") -> Bundle:
     with tempfile.TemporaryDirectory() as folder:
         return make_bundle(
             Path(folder) / "bundle",

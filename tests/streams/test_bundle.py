@@ -141,7 +141,7 @@ def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundl
 
 
 def test_an_srm_that_this_version_does_not_know_is_refused_with_those_it_knows(bundle, tmp_path):
-    with pytest.raises(BundleError, match="its SRM is 'din'.*gru4rec, sasrec"):
+    with pytest.raises(BundleError, match=r"its SRM is 'din'.*gru4rec, sasrec"):
         _again(bundle, tmp_path / "broken", srm="din")
     assert not (tmp_path / "broken").exists()
 
