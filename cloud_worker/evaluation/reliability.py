@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cloud_worker.evaluation.bootstrap import Interval, UserResamples, around, stacked
 from cloud_worker.evaluation.choosing import chosen
-from cloud_worker.evaluation.cloud_lists import disagreements
+from cloud_worker.evaluation.cloud_lists import disagreements, lists_of
 from cloud_worker.evaluation.test_period import GAPS, TestPeriod
 from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.metrics import auc, expected_calibration_error
@@ -130,6 +130,7 @@ def sample(
     gaps = [gap for gap in gaps if gap <= period.longest_gap]
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
     fresh_alpha = float(period.alpha(np.zeros(1))[0])
+    lists = lists_of(period, candidates)
     for gap in gaps:
         on_gap(len(parts), len(gaps))
         _, pairs = period.pairs(gap)
@@ -149,7 +150,7 @@ def sample(
                 "gains": gains,
                 "age": data.phi[:, _AGE].astype(np.float64),
                 "cosine": -data.phi[:, _COSINE].astype(np.float64),
-                "disagreement": disagreements(bench, pairs, candidates),
+                "disagreement": disagreements(period, pairs, lists),
                 # Where NDCG@10 gains nothing, what moves up below the tenth place comes first.
                 "oracle": gains + 1e-6 * (gain(fresh) - gain(repaired)),
             }

@@ -11,7 +11,9 @@ from cloud_worker.blend import Blend
 from cloud_worker.training import blending, evaluate, reliability
 from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
+from cloud_worker.training.cloud_lists import cloud_lists
 from cloud_worker.training.fusion import GRID, best_alpha
+from cloud_worker.training.list_fusion import LEARNED, best_weight
 from cloud_worker.training.metrics import auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
 from cloud_worker.training.options import Progress
@@ -50,6 +52,10 @@ def judge(
     late = data.gap >= 4
     fresh_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, every, bench.embeddings[at], GRID))
     stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments.take(late), repaired[late], GRID))
+    near = pairs.take(data.gap <= GAP)
+    served = Pairs(np.concatenate([at, near.stale]), np.concatenate([at, near.fresh]))
+    lists = cloud_lists(answers, every, space, blend).take(np.searchsorted(at, served.stale))
+    weight = best_weight(bench.catalogue, bench.moments(served.fresh), lists)
     run.on_progress(Progress("choosing α", 1, 1, f"α {fresh_alpha:.2f} fresh, {stale_alpha:.2f} stale"))
 
     found: dict[str, float] = {}
@@ -86,6 +92,7 @@ def judge(
         f"moments@gap{GAP}": float(far.sum()),
         "alpha.fresh": fresh_alpha,
         "alpha.stale": stale_alpha,
+        LEARNED: weight,
         "blend.live": blend.live,
         "blend.text": blend.text,
         "staleness.auc": auc(predicted, pays),

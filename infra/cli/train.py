@@ -1,4 +1,4 @@
-"""``driftline train``: make a bundle for a dataset, or find the one that is there; ``train encoder`` beside it."""
+"""``driftline train``: make a bundle for a dataset, or find the one that is there; its other verbs beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.cli._context import CliContext
+from infra.cli._train_collaborative import train_collaborative
 from infra.cli._train_encoder import train_encoder
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Srm(enum.StrEnum):
 
 app = typer.Typer()
 app.command("encoder")(train_encoder)
+app.command("collaborative")(train_collaborative)
 
 
 @app.callback(invoke_without_command=True)
@@ -60,7 +62,8 @@ def train(
     if ctx.invoked_subcommand is not None:
         given = [each for each in ctx.params if getattr(ctx.get_parameter_source(each), "name", "") == "COMMANDLINE"]
         if given:  # it would ignore them
-            raise typer.BadParameter(f"options of `train encoder` come after it; before it: {', '.join(given)}")
+            verb = f"train {ctx.invoked_subcommand}"
+            raise typer.BadParameter(f"options of `{verb}` come after it; before it: {', '.join(given)}")
         return
     from cloud_worker.training.bundles import bundle_path, fits, read_manifest
     from streams.bundle import load_bundle

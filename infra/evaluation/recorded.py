@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cloud_worker.evaluation.cloud_lists import blocks
+from cloud_worker.evaluation.cloud_lists import lists_of
 from cloud_worker.evaluation.test_period import TestPeriod
 from cloud_worker.training import signals
 from cloud_worker.training.evaluate import Moments
@@ -120,9 +120,8 @@ def record(period: TestPeriod, pairs: SnapshotPairs, candidates: int) -> Recorde
     decay = bundle.manifest.recency_decay
     arm["recent_norm"][:, 0] = (1 - decay**gap) / (1 - decay) if decay < 1 else gap
     arm["phi"][:, 0] = phi
-    for block in blocks(bench, pairs, candidates):
-        n = block.items.shape[1]
-        arm["candidates"][block.rows, 0, :n] = np.where(block.listed, block.items, -1)
+    lists = lists_of(period, candidates).take(pairs.stale)
+    arm["candidates"][:, 0, : lists.items.shape[1]] = np.where(lists.listed, lists.items, -1)
     records["srm_hidden"] = moments.hidden
     records["last_item"] = histories.items[starts + moments.positions - 1]
     for name in ("count", "served", "history_len", "hash_count"):

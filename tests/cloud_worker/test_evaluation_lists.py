@@ -7,16 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloud_worker.evaluation.cloud_lists import Block, disagreement
-from cloud_worker.evaluation.list_fusion import list_ranks, mixed, probabilities
+from cloud_worker.evaluation.cloud_lists import disagreement
+from cloud_worker.training.cloud_lists import Block, CloudLists
 from cloud_worker.training.data import make_histories
-from cloud_worker.training.evaluate import Moments
+from cloud_worker.training.evaluate import Catalogue, Moments
+from cloud_worker.training.list_fusion import WEIGHTS, best_weight, list_ranks, mixed, probabilities
 
 N, LISTED = 12, 5
 
 
-def block(seed: int, rows: int = 20, taken: int = 3) -> Block:
-    """Random scores; each user has taken some items, of which the list may still hold some."""
+def block(seed: int, rows: int = 20, taken: int = 3, *, agree: bool = False) -> Block:
+    """Random scores; each user has taken some items, of which the list may still hold some.
+
+    With ``agree`` the SRM has the cloud's scores, else its own.
+    """
     rng = np.random.default_rng(seed)
     items = np.concatenate([rng.permutation(N)[: taken + 1] for _ in range(rows)])
     users = np.repeat(np.arange(rows), taken + 1)
@@ -26,7 +30,8 @@ def block(seed: int, rows: int = 20, taken: int = 3) -> Block:
     cloud, srm = rng.normal(size=(2, rows, N)).astype(np.float32)
     order = np.argsort(-cloud, axis=1)[:, :LISTED]
     listed = np.ones((rows, LISTED), bool)
-    return Block(slice(0, rows), moments, seen, cloud, srm, order, listed, ~np.take_along_axis(seen, order, axis=1))
+    valid = ~np.take_along_axis(seen, order, axis=1)
+    return Block(slice(0, rows), moments, seen, cloud if agree else srm, order, listed, valid)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
@@ -60,16 +65,37 @@ def test_what_was_taken_since_takes_no_place_and_has_no_rank():
 
 
 def test_disagreement_is_nothing_when_the_orders_agree_and_most_when_they_are_opposite():
-    each = block(1, taken=0)
-    same = replace(each, srm=each.cloud)
-    opposite = replace(each, srm=-each.cloud)
+    same = block(1, taken=0, agree=True)
+    opposite = replace(same, srm=-same.srm)
     assert (disagreement(same) == 0).all()
     # |4 - 0| + |3 - 1| + 0 + 2 + 4 over five candidates, as a share of five
     assert disagreement(opposite) == pytest.approx(np.full(20, 12 / 25))
 
 
 def test_a_candidate_that_was_taken_since_counts_as_the_largest_difference():
-    each = replace(block(2, taken=0), srm=block(2, taken=0).cloud)
+    each = block(2, taken=0, agree=True)
     valid = each.valid.copy()
     valid[:, 0] = False
     assert disagreement(replace(each, valid=valid)) == pytest.approx(np.full(20, 1 / LISTED))
+
+
+def test_an_srm_that_was_trained_on_lists_says_its_probabilities_itself():
+    each = block(3)
+    logits = np.take_along_axis(each.srm, each.items, axis=1).astype(float)
+    assert probabilities(each, trained_on_lists=True) == pytest.approx(1 / (1 + np.exp(-logits)))
+
+
+@pytest.mark.parametrize("srm_knows", [True, False])
+def test_the_weight_that_is_chosen_is_large_where_the_srm_knows_and_small_where_it_does_not(srm_knows):
+    """Everybody takes the third of the list; the SRM names it, or one of the others."""
+    rows = 200
+    rng = np.random.default_rng(0)
+    lists = np.stack([rng.permutation(N)[:LISTED] for _ in range(rows)]).astype(np.int32)
+    taken = lists[:, 2]
+    histories = make_histories(np.arange(rows), taken.astype(np.int64), np.arange(rows), N, 10**9)
+    liked = taken if srm_knows else lists[:, 4]
+    moments = Moments(histories, np.arange(rows), np.zeros(rows, np.int64), np.eye(N, dtype=np.float32)[liked], True)
+    out = 20 * np.eye(N, dtype=np.float32)
+    catalogue = Catalogue(out, np.zeros(N, np.float32), out, np.full(N, -10, np.float32))
+    found = best_weight(catalogue, moments, CloudLists(lists, np.ones_like(lists, bool)), trained_on_lists=True)
+    assert found >= 0.5 if srm_knows else found == WEIGHTS[0]

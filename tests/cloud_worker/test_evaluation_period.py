@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from cloud_worker.encoder import EncodedBatch
 from cloud_worker.evaluation import collaborative, reliability, staleness
+from cloud_worker.evaluation.cloud_lists import lists_of
 from cloud_worker.evaluation.test_period import load_test_period
-from cloud_worker.live.index import LiveOptions
+from cloud_worker.history import History
+from cloud_worker.live.index import LiveIndex, LiveOptions
+from cloud_worker.live.reader import live_options
+from cloud_worker.live.shared import SharedIndex
+from cloud_worker.training.blending import teacher_ranks
+from cloud_worker.training.collaborative import TRAININGS, Collaborative
 from cloud_worker.training.controls import load_controls
 from cloud_worker.training.data import make_histories
+from cloud_worker.training.list_fusion import LEARNED, WEIGHTS
 from cloud_worker.training.live import scores_at
+from cloud_worker.training.live import stream as live_stream
 from cloud_worker.training.metrics import ranks_of
 from cloud_worker.training.train import train_bundle
+from cloud_worker.user_model import BlendedUserModel
 from streams.bundle import load_bundle
+from streams.clock import SystemClock
 from streams.datasets import global_time_split
 from streams.errors import BundleError, DatasetError
 from streams.experiment.ranking_metrics import ndcg_at
@@ -218,11 +231,14 @@ def test_the_diagram_holds_every_pair_once(period):
     assert mean == pytest.approx(found.pays[reliability.STALE].mean())
 
 
-def test_collaborative_table_begins_with_the_stale_and_ends_with_the_fresh(bundle, data):
-    period = load_test_period(bundle, data[0], HashEncoder(), moments=10_000, seed=0, gaps=[8], nearest=True)
-    table = collaborative.measure(period, candidates=20, seed=0, gap=8)
+@pytest.fixture(scope="module")
+def far(bundle, data):
+    return load_test_period(bundle, data[0], HashEncoder(), moments=10_000, seed=0, gaps=[8], nearest=True)
+
+
+def test_collaborative_table_begins_with_the_stale_and_ends_with_the_fresh(far):
+    (table,) = collaborative.measure(far, candidates=20, seed=0, gap=8).values()
     assert {"SRM only", "cloud only", "gated by s", "equal (λ = 1)", "SRM×2 (λ = 2)", "z-score"} <= set(table.stale)
-    assert collaborative.LEARNED_RULE not in table.stale
     assert (table.stale["SRM only"] == table.fresh["SRM only"]).all()
     for rule in table.stale:
         found = collaborative.cells(table, rule)
@@ -234,18 +250,84 @@ def test_collaborative_table_begins_with_the_stale_and_ends_with_the_fresh(bundl
             )
 
 
-def test_with_a_learned_weight_in_the_bundle_its_rule_is_in_the_table(bundle, data):
-    learned = dataclasses.replace(bundle, manifest=_with_metric(bundle.manifest, collaborative.LEARNED, 2.0))
-    period = load_test_period(learned, data[0], HashEncoder(), moments=60, seed=0, gaps=[8], nearest=True)
-    table = collaborative.measure(period, candidates=20, seed=0, gap=8)
-    assert (table.fresh["learned λ"] == table.fresh["SRM×2 (λ = 2)"]).all()
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_the_learned_rule_has_the_weight_of_the_bundle_and_is_left_out_without_one(bundle, data, weight):
+    def table(metrics):
+        manifest = msgspec.structs.replace(bundle.manifest, metrics=metrics)
+        period = load_test_period(
+            dataclasses.replace(bundle, manifest=manifest), data[0], HashEncoder(), moments=60, seed=0, gaps=[8],
+            nearest=True,
+        )  # fmt: skip
+        return collaborative.measure(period, candidates=20, seed=0, gap=8)["independent"]
+
+    assert bundle.manifest.metrics[LEARNED] in WEIGHTS, "training chose one"
+    same = {1.0: "equal (λ = 1)", 2.0: "SRM×2 (λ = 2)"}[weight]
+    learned = table({LEARNED: weight})
+    assert (learned.fresh["learned λ"] == learned.fresh[same]).all()
+    assert "learned λ" not in table({}).stale
+
+
+def test_every_training_serves_the_same_moments_and_lists(far, bundle):
+    srm = far.networks.srm
+    made = Collaborative({"cooperative": srm, "adaptive": _turned(srm)}, dict.fromkeys(TRAININGS, 2.0))
+    tables = collaborative.measure(far, candidates=20, seed=0, gap=8, made=made)
+    assert list(tables) == ["independent", "cooperative", "adaptive"]
+    own, same, turned = tables.values()
+    assert (own.users == turned.users).all()
+    assert (own.gaps == turned.gaps).all()
+    # Ranks within the list depend on the SRM, the cloud's order does not; what is outside the list does.
+    hits = own.fresh["cloud only"] > 0
+    assert (own.fresh["cloud only"][hits] == turned.fresh["cloud only"][hits]).all()
+    assert (same.fresh["SRM only"] == own.fresh["SRM only"]).all()
+    assert (turned.fresh["SRM only"] != own.fresh["SRM only"]).any()
+    assert (own.askers[collaborative.RELIABILITY] == turned.askers[collaborative.RELIABILITY]).all()
+    assert (own.askers[collaborative.PER_DEVICE] != turned.askers[collaborative.PER_DEVICE]).any()
+    assert "z-score, calibrated" in own.stale
+    assert "z-score, calibrated" not in turned.stale
+    less = collaborative.over_independent(tables, "adaptive", "SRM only", collaborative.PER_DEVICE)
+    assert less[0].mean == pytest.approx((turned.fresh["SRM only"] - own.fresh["SRM only"]).mean())
+
+
+def _turned(srm):
+    """An SRM that likes what this one does not."""
+    other = copy.deepcopy(srm)
+    with torch.no_grad():
+        other.bias.copy_(-3 * other.bias)
+    return other
+
+
+def test_offline_lists_are_those_that_the_cloud_sends(far, bundle, data):
+    """At every snapshot: the live index is fed with what happened up to it, and the serving model is asked."""
+    histories, snapshots = far.histories, far.bench.snapshots
+    keys, items, times = live_stream(histories)
+    index = LiveIndex(N_ITEMS, live_options(bundle))
+    model = BlendedUserModel(bundle, HashEncoder(), SharedIndex(index), SystemClock())
+    known = histories.order[histories.starts[snapshots.users] + snapshots.positions - 1]
+    found = lists_of(far, 20)
+    at, same = 0, []
+    for row in np.argsort(known, kind="stable")[:150]:
+        upto = int(known[row]) + 1
+        index.observe(keys[at:upto], items[at:upto], times[at:upto])
+        at = max(at, upto)
+        user, position = int(snapshots.users[row]), int(snapshots.positions[row])
+        begin = int(histories.starts[user])
+        taken = slice(begin, begin + position)
+        asked = History(
+            histories.items[taken].astype(np.int32), histories.times_ms[taken], user, int(times[known[row]])
+        )
+        (sent,) = model.embed([asked], 20).candidates
+        mine = found.items[row][found.listed[row]]
+        assert sorted(mine) == sorted(sent)
+        same.append(mine.tolist() == sent.tolist())
+    assert np.mean(same) > 0.95, "but for items that are equally likely to a float's last digit"
 
 
 def test_candidates_longer_than_the_catalogue_rank_it_all(bundle, data):
     period = load_test_period(bundle, data[0], HashEncoder(), moments=60, seed=0, gaps=[8], nearest=True)
-    table = collaborative.measure(period, candidates=10 * N_ITEMS, seed=0, gap=8)
-    (column,) = staleness.columns(period, None, [0])
-    assert table.fresh["cloud only"] == pytest.approx(ndcg_at(column.ranks["cloud fresh"]))
+    table = collaborative.measure(period, candidates=10 * N_ITEMS, seed=0, gap=8)["independent"]
+    at = period.bench.moments(period.moments)
+    teacher = teacher_ranks(period.answers.take(period.moments), at, period.networks.space(), period.blend)
+    assert table.fresh["cloud only"] == pytest.approx(ndcg_at(teacher))
 
 
 def test_a_bundle_of_other_data_is_refused(bundle):
@@ -319,12 +401,6 @@ def test_an_event_before_the_split_does_change_them(bundle, data, tmp_path):
     train_bundle(prepared_of(changed, prepared.manifest.hash), split, HashEncoder(), tmp_path / "x", OPTIONS)
     other = load_bundle(tmp_path / "x")
     assert not np.array_equal(bundle.device["srm.item_in"], other.device["srm.item_in"])
-
-
-def _with_metric(manifest, name, value):
-    import msgspec
-
-    return msgspec.structs.replace(manifest, metrics={**manifest.metrics, name: value})
 
 
 def test_histories_know_when_each_period_begins(period, data):

@@ -6,8 +6,9 @@ With j the cloud's rank in the list (from 0), n the list's length and p the SRM'
     -(1-s)(j+1)/n + s (p - ½)   gated by the staleness s (ours: the paper's gate is not public)
 
 Items outside the list stand behind it, in the SRM's order. p = σ(logit) is meant for an SRM that was trained to tell
-what was taken from 99 drawn items. Ours is trained by softmax, whose logits x are known but for a constant, so p is
-taken from the log-odds that such a training ends with, x_i - logsumexp(x) + log(N/99).
+what was taken from 99 others (`cloud_worker.training.list_training`). That of a bundle is trained by softmax, whose
+logits x are known but for a constant, so its p is taken from the log-odds that such a training ends with,
+x_i - logsumexp(x) + log(N/99).
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logsumexp
 
-from cloud_worker.evaluation.cloud_lists import Block, blocks
-from cloud_worker.training.bench import Bench
+from cloud_worker.training.cloud_lists import Block, CloudLists, blocks
+from cloud_worker.training.evaluate import Catalogue, Moments
 from cloud_worker.training.fusion import best_alpha
 from cloud_worker.training.metrics import Ranks
-from cloud_worker.training.snapshots import Pairs
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,11 +30,15 @@ DRAWN: Final = 99
 """Items that LSC4Rec's SRM is trained against."""
 WEIGHTS: Final = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """λ to choose from."""
+LEARNED: Final = "fusion.lambda"
+"""Metric of a bundle: the λ that training chose on the validation period."""
 
 
-def probabilities(block: Block) -> Floats:
-    """(B, n) p of the candidates."""
+def probabilities(block: Block, *, trained_on_lists: bool = False) -> Floats:
+    """(B, n) p of the candidates, by an SRM trained by softmax or on lists."""
     logits = np.take_along_axis(block.srm, block.items, axis=1).astype(np.float64)
+    if trained_on_lists:
+        return np.asarray(expit(logits), np.float64)
     total = logsumexp(block.srm.astype(np.float64), axis=1, keepdims=True)
     odds: Floats = expit(logits - total + np.log(block.srm.shape[1] / DRAWN))
     return odds
@@ -70,10 +74,18 @@ def mixed(block: Block, p: Floats, cloud: float | Floats, srm: float | Floats) -
     return scores
 
 
-def best_weight(bench: Bench, pairs: Pairs, candidates: int) -> float:
-    """The λ of `WEIGHTS` that ranks best at pairs that no model was trained on, such as the validation period's."""
+def best_weight(catalogue: Catalogue, moments: Moments, lists: CloudLists, *, trained_on_lists: bool = False) -> float:
+    """Choose the λ of `WEIGHTS` that ranks best.
+
+    Parameters
+    ----------
+    catalogue
+        Only the SRM's side is looked at.
+    moments, lists
+        (Q,) moments that the SRM was not trained on, such as the validation period's, and the list of each.
+    """
     ranks = [np.zeros((len(WEIGHTS), 0), np.int64)]
-    for block in blocks(bench, pairs, candidates):
-        p = probabilities(block)
+    for block in blocks(catalogue, moments, lists):
+        p = probabilities(block, trained_on_lists=trained_on_lists)
         ranks.append(np.stack([list_ranks(block, mixed(block, p, 1.0, weight)) for weight in WEIGHTS]))
     return best_alpha(np.concatenate(ranks, axis=1), WEIGHTS)

@@ -1,0 +1,103 @@
+"""A trained bundle as training sees it again: what it was trained on, its networks, and what its cloud answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from cloud_worker.blend import Blend
+from cloud_worker.encoder import Encoder
+from cloud_worker.live.index import LiveOptions
+from cloud_worker.sequence import SequenceModel
+from cloud_worker.training import live, text
+from cloud_worker.training.data import Histories, make_histories
+from cloud_worker.training.networks import Answers, Networks, sequence_embeddings
+from cloud_worker.training.projector import Projector
+from cloud_worker.training.snapshots import Snapshots
+from cloud_worker.training.srm import srm_from_tensors
+from streams.bundle import Bundle
+from streams.datasets import Prepared
+from streams.errors import BundleError
+
+OnProgress = Callable[[str, int, int], None]
+
+
+def check_same(bundle: Bundle, prepared: Prepared, encoder: Encoder) -> None:
+    """Refuse other data, or another encoder, than the bundle was trained with.
+
+    Raises
+    ------
+    BundleError
+        They are others.
+    """
+    manifest = bundle.manifest
+    if manifest.dataset_hash != prepared.manifest.hash:
+        raise BundleError(
+            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
+            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
+            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
+        )
+    if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
+        raise BundleError(
+            f"bundle {bundle.id} was trained with the encoder {manifest.encoder} of dimension {manifest.text_dim}; "
+            f"the settings name {encoder.model_id} of dimension {encoder.dim}",
+            remedy="set cloud.encoder and cloud.encoder_model to that model, or train a bundle with this one",
+        )
+
+
+def histories_of(bundle: Bundle, prepared: Prepared) -> Histories:
+    """What the bundle was trained on: everything before its test period, and nothing of it."""
+    manifest = bundle.manifest
+    events = prepared.events.filter(pl.col("event_time_ms") < manifest.test.start_ms)
+    index = {item: row for row, item in enumerate(bundle.items.ids)}
+    return make_histories(
+        events["device_id"].to_numpy(),
+        np.array([index[item] for item in events["item_id"]], np.int64),
+        events["event_time_ms"].to_numpy(),
+        len(index),
+        manifest.valid.start_ms,
+    )
+
+
+def networks_of(bundle: Bundle) -> Networks:
+    """The networks of its last stage."""
+    projector = Projector.from_tensors(bundle.cloud)
+    sequence = SequenceModel.from_tensors(bundle.cloud)
+    return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)
+
+
+def blend_of(bundle: Bundle) -> Blend:
+    """How its parts are mixed."""
+    return msgspec.convert(bundle.manifest.blend, Blend)
+
+
+def answers_of(
+    bundle: Bundle,
+    networks: Networks,
+    histories: Histories,
+    snapshots: Snapshots,
+    encoder: Encoder,
+    on_progress: OnProgress = lambda _stage, _done, _total: None,
+) -> Answers:
+    """What the parts of its cloud would have said at snapshots, with the live index as it was then."""
+    manifest = bundle.manifest
+    profiles = text.profile_texts(
+        histories, snapshots, bundle.items.titles, bundle.items.categories, manifest.profile_items
+    )
+    vectors = text.encode_all(encoder, profiles, lambda done, total: on_progress("profile texts", done, total))
+    (scores,) = live.scores_at(
+        histories,
+        snapshots.users,
+        snapshots.positions,
+        [msgspec.convert(manifest.live, LiveOptions)],
+        exclude_seen=manifest.exclude_seen,
+        on_done=lambda done, total: on_progress("live index", done, total),
+    )
+    return Answers(
+        sequence_embeddings(networks.sequence, histories, snapshots.users, snapshots.positions, manifest.window),
+        networks.projector.embed(vectors),
+        scores,
+    )
