@@ -239,8 +239,10 @@ class _LastBlock:
 
 def _products(x: Floats, y: Floats) -> Floats:
     """(B, m, n) products of (B, m, k) with (k, n) or (B, k, n), in blocks of rows for which BLAS uses one thread."""
-    rows = max(1, _SINGLE_THREAD_PRODUCT // (x.shape[2] * y.shape[-1]))
-    parts: list[Floats] = [np.matmul(x[:, start : start + rows], y) for start in range(0, x.shape[1], rows)]
+    places = x.shape[1]
+    blocks = -(-places // max(1, _SINGLE_THREAD_PRODUCT // (x.shape[2] * y.shape[-1])))
+    rows = -(-places // blocks)  # of like size: a single row would be a vector, for which the limit is lower
+    parts: list[Floats] = [np.matmul(x[:, start : start + rows], y) for start in range(0, places, rows)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
