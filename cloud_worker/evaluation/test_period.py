@@ -7,11 +7,10 @@ was then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
@@ -19,23 +18,31 @@ from scipy.special import expit
 from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import draw_moments
-from cloud_worker.live.index import LiveOptions
-from cloud_worker.sequence import SequenceModel
-from cloud_worker.training import calibrator, live, text
+from cloud_worker.training import calibrator
 from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
-from cloud_worker.training.projector import Projector
+from cloud_worker.training.networks import Answers, Networks, fitted
 from cloud_worker.training.reliability import StalenessHead
+from cloud_worker.training.served import OnProgress, answers_of, check_encoder, networks_of
 from cloud_worker.training.snapshots import Pairs, Snapshots
-from cloud_worker.training.srm import srm_from_tensors
 from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
 from streams.datasets import Prepared
-from streams.errors import BundleError, DatasetError
+from streams.errors import DatasetError
 
 Floats = npt.NDArray[np.float32]
-OnProgress = Callable[[str, int, int], None]
+
+__all__ = [
+    "GAPS",
+    "OnProgress",
+    "TestPeriod",
+    "alpha_of",
+    "ask_cloud",
+    "check_encoder",
+    "load_test_period",
+    "networks_of",
+    "staleness_of",
+]
 
 GAPS: Final = (0, 1, 2, 4, 8, 16, 32)
 
@@ -192,47 +199,6 @@ def ask_cloud(
     on_progress: OnProgress = lambda _stage, _done, _total: None,
 ) -> tuple[Answers, Floats]:
     """What the parts of the cloud say at S snapshots, and (S, d) the embeddings that it would send."""
-    manifest = bundle.manifest
-    profiles = text.profile_texts(
-        histories, snapshots, bundle.items.titles, bundle.items.categories, manifest.profile_items
-    )
-    vectors = text.encode_all(encoder, profiles, lambda done, total: on_progress("profile texts", done, total))
-    (scores,) = live.scores_at(
-        histories,
-        snapshots.users,
-        snapshots.positions,
-        [msgspec.convert(manifest.live, LiveOptions)],
-        exclude_seen=manifest.exclude_seen,
-        on_done=lambda done, total: on_progress("live index", done, total),
-    )
-    answers = Answers(
-        sequence_embeddings(networks.sequence, histories, snapshots.users, snapshots.positions, manifest.window),
-        networks.projector.embed(vectors),
-        scores,
-    )
+    answers = answers_of(bundle, networks, histories, snapshots, encoder, on_progress)
     blend = blend_of(bundle)
     return answers, fitted(answers, networks.space(), blend, lambda done, total: on_progress("fitting", done, total))
-
-
-def check_encoder(bundle: Bundle, encoder: Encoder) -> None:
-    """Refuse what would be asked in another language than it was trained in.
-
-    Raises
-    ------
-    BundleError
-        The bundle was trained with another encoder.
-    """
-    manifest = bundle.manifest
-    if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
-        raise BundleError(
-            f"bundle {bundle.id} was trained with the encoder {manifest.encoder} of dimension {manifest.text_dim}; "
-            f"the settings name {encoder.model_id} of dimension {encoder.dim}",
-            remedy="set cloud.encoder and cloud.encoder_model to that model, or train a bundle with this one",
-        )
-
-
-def networks_of(bundle: Bundle) -> Networks:
-    """The networks that a bundle serves with; it holds one projector."""
-    projector = Projector.from_tensors(bundle.cloud)
-    sequence = SequenceModel.from_tensors(bundle.cloud)
-    return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)

@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
 from cloud_worker.live.index import LiveOptions
 from cloud_worker.sequence import SequenceModel
@@ -25,8 +24,8 @@ from streams.errors import BundleError
 OnProgress = Callable[[str, int, int], None]
 
 
-def check_same(bundle: Bundle, prepared: Prepared, encoder: Encoder) -> None:
-    """Refuse other data, or another encoder, than the bundle was trained with.
+def check_data(bundle: Bundle, prepared: Prepared) -> None:
+    """Refuse other data than the bundle was trained on.
 
     Raises
     ------
@@ -40,6 +39,17 @@ def check_same(bundle: Bundle, prepared: Prepared, encoder: Encoder) -> None:
             f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
             remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
         )
+
+
+def check_encoder(bundle: Bundle, encoder: Encoder) -> None:
+    """Refuse what would be asked in another language than it was trained in.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained with another encoder.
+    """
+    manifest = bundle.manifest
     if manifest.encoder != encoder.model_id or manifest.text_dim != encoder.dim:
         raise BundleError(
             f"bundle {bundle.id} was trained with the encoder {manifest.encoder} of dimension {manifest.text_dim}; "
@@ -63,15 +73,10 @@ def histories_of(bundle: Bundle, prepared: Prepared) -> Histories:
 
 
 def networks_of(bundle: Bundle) -> Networks:
-    """The networks of its last stage."""
+    """The networks that a bundle serves with; it holds one projector."""
     projector = Projector.from_tensors(bundle.cloud)
     sequence = SequenceModel.from_tensors(bundle.cloud)
     return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)
-
-
-def blend_of(bundle: Bundle) -> Blend:
-    """How its parts are mixed."""
-    return msgspec.convert(bundle.manifest.blend, Blend)
 
 
 def answers_of(

@@ -46,10 +46,11 @@ from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.one_network import train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, in_a_hurry, silent, with_srm
 from cloud_worker.training.run import Run, torch_device
-from cloud_worker.training.served import answers_of, blend_of, check_same, histories_of, networks_of
+from cloud_worker.training.served import answers_of, check_data, check_encoder, histories_of, networks_of
 from cloud_worker.training.snapshots import Snapshots
 from cloud_worker.training.srm import Srm, make_srm, running_states
 from cloud_worker.training.text import item_texts
+from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import TrainingError
@@ -116,7 +117,8 @@ def train_collaborative(
     TrainingError
         The training period is too short for lists, the loss is not finite, or the torch device is not there.
     """
-    check_same(bundle, prepared, encoder)
+    check_data(bundle, prepared)
+    check_encoder(bundle, encoder)
     run = _run(bundle, prepared, options, on_progress)
     told = lambda stage, done, total: on_progress(Progress(stage, done, total))  # noqa: E731
     histories, networks = run.histories, networks_of(bundle)
