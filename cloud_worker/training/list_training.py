@@ -30,7 +30,7 @@ SERVES: Final = 8
 STRETCH: Final = 6 * SERVES
 """Interactions that are trained on in a row, if the window of the SRM bears them."""
 OTHERS: Final = 99
-_AT_ONCE: Final = 32
+_AT_ONCE: Final = 16
 """Stretches of a batch."""
 _SAMPLED: Final = 512
 """States that the first bias is judged by."""

@@ -4,9 +4,9 @@ The bundle's SRM and cloud know everything up to the test period, so nothing tha
 be taken at its word. Therefore it goes twice, as in the training of a bundle:
 
 1. **to judge and to choose λ**: an SRM is trained on the training period alone, exactly as the bundle's was before it
-   went on; then the lists of the training period make it cooperative, those of its last stretch adaptive; all three
-   serve the validation period, which no SRM has seen. The lists come from the bundle's cloud, which has, in its last
-   epochs: they are a little too good, for all three alike;
+   went on (the validation period says at which epoch it stops); then the lists of the training period make it
+   cooperative, those of its last stretch adaptive; all three serve the validation period, on which no SRM was trained.
+   The lists come from the bundle's cloud, which was, in its last epochs: they are a little too good, for all alike;
 2. **to keep**: the bundle's own SRM is made cooperative by the lists of both periods, adaptive by those of the
    validation period, which is the recent window then. The test period is not looked at.
 
