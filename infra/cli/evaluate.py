@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from infra.cli._evaluate_collaborative import collaborative
+from infra.cli._evaluate_references import references
 from infra.cli._evaluate_reliability import reliability
 from infra.cli._evaluate_runtime import runtime
 from infra.cli._evaluate_staleness import staleness
@@ -14,6 +15,7 @@ app.command("staleness")(staleness)
 app.command("reliability")(reliability)
 app.command("collaborative")(collaborative)
 app.command("runtime")(runtime)
+app.command("references")(references)
 
 
 @app.callback()

@@ -10,6 +10,7 @@ from typing import Final, Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from infra.demo.record import ServedLog
 from streams.errors import BrokerError, RecordError
 from streams.events import Codec, Recommendation
 from streams.experiment.accounting import Accounting
@@ -28,11 +29,13 @@ class RecommendationReader:
 
     Parameters
     ----------
-    outcomes, accounting
+    outcomes, accounting, served
         Filled while reading; take `lock` to look at them.
     """
 
-    def __init__(self, kafka: KafkaSettings, topics: Topics, outcomes: Outcomes, accounting: Accounting) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, topics: Topics, outcomes: Outcomes, accounting: Accounting, served: ServedLog
+    ) -> None:
         self.outcomes = outcomes
         self.lock = threading.Lock()
         self.read = 0
@@ -40,6 +43,7 @@ class RecommendationReader:
         self.last_read = time.monotonic()
         """When the newest of them was read, on the monotonic clock."""
         self._accounting = accounting
+        self._served = served
         self._kafka = kafka
         self._partitions = [TopicPartition(topics.recommendations, number) for number in range(topics.partitions)]
         self._codec = Codec(Recommendation)
@@ -120,6 +124,7 @@ class RecommendationReader:
                 for each in decoded:
                     self.outcomes.add(each)
                     self._accounting.add(each.arm, each.event_id)
+                    self._served.add(each)
         if count:
             self.last_read = time.monotonic()
             self.read += count

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
+from cloud_worker.training.bundles import driftline_version
 from device_agent.state import StateLayout
 from infra.broker import broker_for
 from infra.demo.applied import applied_counts
 from infra.demo.reader import RecommendationReader
+from infra.demo.record import FORMAT, ServedLog, ServedManifest, embeddings_frame, write_served
 from infra.demo.screen import DemoScreen
 from infra.demo.training import BundleInTheMaking
+from infra.demo.whole_topic import records_of
 from infra.launch import Supervisor, SupervisorEvent
 from infra.workers import worker_specs
 from infra.workspace import Workspace, new_run_name
 from streams.bundle import Bundle
 from streams.datasets import Prepared, ensure_prepared
-from streams.errors import BrokerError, DriftlineError
+from streams.errors import BrokerError, DriftlineError, EnvironmentProblem
+from streams.events import Codec, Embedding
 from streams.experiment.accounting import Accounting, applied_exactly_once
 from streams.experiment.arms import Experiment
 from streams.experiment.outcomes import Outcomes
@@ -151,7 +158,9 @@ def _replay_and_judge(
         (schedule.event_id(position) for position in live), [arm.name for arm in experiment.arms], arm_of
     )
     wanted = len(live) * (1 if arm_of is not None else len(experiment.arms))
-    reader = RecommendationReader(settings.kafka, topics, Outcomes(arm.name for arm in experiment.arms), accounting)
+    served = ServedLog(run)
+    outcomes = Outcomes(arm.name for arm in experiment.arms)
+    reader = RecommendationReader(settings.kafka, topics, outcomes, accounting, served)
     devices = GroupLag(settings.kafka, topics.group(settings.device.group), topics.interactions)
     cloud = GroupLag(settings.kafka, topics.group(settings.cloud.group), topics.refresh_requests)
     at_own_pace = options.speed is None
@@ -204,6 +213,7 @@ def _replay_and_judge(
             devices.close()
             cloud.close()
         wall_s = reader.last_read - (started or reader.last_read)
+        runtimes = _runtimes(Workspace(settings.home).run(run))
         supervisor.stop()
         reader.finish()
     layout = StateLayout(bundle.manifest, len(experiment.arms), candidates=settings.cloud.candidates)
@@ -223,7 +233,68 @@ def _replay_and_judge(
     restarts = sum(status.restarts for status in supervisor.statuses)
     if restarts:
         notes.append(f"workers were started again {restarts} times; see the logs under {run}")
+    notes.append(_said_of(runtimes))
+    try:
+        _write_record(settings, options, prepared, bundle, run, served, runtimes)
+    except EnvironmentProblem as exc:
+        notes.append(str(exc))  # the table is there all the same
     return DemoResult(report, notes, run)
+
+
+def _runtimes(run: Path) -> dict[str, str]:
+    """What each device worker says its models run on, in the status file that it wrote when it started."""
+    told: dict[str, str] = {}
+    for file in sorted(run.glob("device-*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            told[file.stem] = str(json.loads(file.read_bytes())["runtime"])
+    return told
+
+
+def _said_of(runtimes: Mapping[str, str]) -> str:
+    if not runtimes:
+        return "no device worker said what its models run on"
+    names = {"onnx": "ONNX Runtime", "numpy": "numpy"}
+    by = Counter(names.get(each, each) for each in runtimes.values())
+    said = ", ".join(f"{name} ({count} device worker{'s' * (count > 1)})" for name, count in by.items())
+    return f"ranked by {said}"
+
+
+def _write_record(
+    settings: Settings,
+    options: DemoOptions,
+    prepared: Prepared,
+    bundle: Bundle,
+    run: str,
+    served: ServedLog,
+    runtimes: dict[str, str],
+) -> None:
+    """Leave in the run folder what was served."""
+    topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
+    codec = Codec(Embedding)
+    sent = embeddings_frame(
+        codec.decode(record.value) for record in records_of(settings.kafka, topics.embeddings, topics.partitions)
+    )
+    experiment = options.experiment
+    manifest = ServedManifest(
+        format=FORMAT,
+        run=run,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        driftline_version=driftline_version(),
+        dataset=prepared.manifest.name,
+        dataset_hash=prepared.manifest.hash,
+        bundle=bundle.id,
+        bundle_path=str(bundle.path.absolute()),
+        design=experiment.design,
+        arms=[arm.flag() for arm in experiment.arms],
+        ranking=settings.device.ranking,
+        list_length=settings.device.list_length,
+        item_vectors=settings.device.item_vectors,
+        encoder=settings.cloud.encoder,
+        runtimes=runtimes,
+        recommendations=len(served),
+        embeddings=len(sent),
+    )
+    write_served(Workspace(settings.home).run(run), manifest, served.frame(), sent)
 
 
 def _expected_counts(schedule: Schedule) -> Counter[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_worker.cache import CachedEncoder, EmbeddingCache
-from cloud_worker.encoder import make_encoder
+from cloud_worker.encoder import Encoder, make_encoder
 from cloud_worker.evaluation.test_period import OnProgress, TestPeriod, load_test_period
 from cloud_worker.training.controls import Controls, load_controls
 from streams.bundle import Bundle, load_bundle
@@ -75,19 +76,25 @@ def open_period(
     gaps: Sequence[int],
     nearest: bool = False,
 ) -> TestPeriod:
-    """Look at the test period; profile texts that were encoded before come from the cache."""
-    settings = judged.settings
-    cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
-    try:
+    """Look at the test period."""
+    with open_encoder(judged.settings) as encoder:
         return load_test_period(
             judged.bundle,
             judged.prepared,
-            CachedEncoder(make_encoder(settings.cloud, settings.home), cache),
+            encoder,
             moments=moments,
             seed=seed,
             gaps=gaps,
             nearest=nearest,
             on_progress=on_progress,
         )
+
+
+@contextlib.contextmanager
+def open_encoder(settings: Settings) -> Iterator[Encoder]:
+    """The settings' text encoder; what was encoded before comes from the cache."""
+    cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
+    try:
+        yield CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
     finally:
         cache.close()

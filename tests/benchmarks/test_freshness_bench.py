@@ -25,7 +25,7 @@ from tests.bundles import make_bundle
 from tests.pipeline import Pipeline, interactions
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
-EVENTS, DEVICES, PER_SECOND = 1_500, 100, 50.0
+EVENTS, DEVICES, PER_SECOND = 1_400, 70, 20.0
 
 
 def test_freshness_less_encoding(benchmark: Any, kafka: Broker, topic_prefix: str, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_freshness_less_encoding(benchmark: Any, kafka: Broker, topic_prefix: st
         (e.device_id, e.as_of): e.encode_s
         for e in (Codec(Embedding).decode(record.value) for record in made.read(made.topics.embeddings))
     }
-    total = {(r.device_id, r.as_of): r.freshness_ms / 1000 for r in made.recommendations() if r.as_of >= 0}
+    total = {(r.device_id, r.as_of): r.freshness_ms / 1000 for r in made.recommendations() if r.as_of > 1}
     less = np.array([seconds - encode[key] for key, seconds in total.items()])
     p50, p99 = np.quantile(less, [0.5, 0.99]) * 1000
     whole = np.quantile(list(total.values()), 0.5) * 1000

@@ -80,6 +80,29 @@ def test_a_person_sees_what_happens_and_a_whole_table_on_stderr(first_demo: Firs
     for words in (f"{TINY}: 300 events of {USERS} devices", "never", "every-n", "drift", "NDCG@10", "to never [95 %]"):
         assert words in said
     assert "…" not in said, "no column was squeezed"
+    assert "ranked by ONNX Runtime (2 device workers)" in said
+
+
+def test_the_demos_table_agrees_with_the_offline_evaluation_of_the_same_moments(
+    first_demo: FirstDemo, trained: Command
+) -> None:
+    first = min(runs(trained))
+    done = trained.run("evaluate", "demo", str(first), "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    arms = {row["arm"]: row for row in answer["rows"] if row["metric"] == "ndcg@10"}
+    assert list(arms) == ["never", "every-n", "drift"]
+    for row in arms.values():
+        assert row["events"] == row["as_sent.events"] == 300
+        assert row["as_sent.equal_ranks"] >= 0.99, "the devices' side is the same"
+        assert row["as_sent.staleness_error"] < 1e-3
+        assert row["agrees"]
+    assert arms["never"]["equal_ranks"] >= 0.99
+    assert min(arms["every-n"]["embedded"], arms["drift"]["embedded"]) > 0, "embeddings came and were served with"
+    for arm in report_of(first_demo.done.stdout)["arms"]:
+        assert arms[arm["arm"]]["demo"] == pytest.approx(arm["ndcg@10"]), "it is the demo's own table"
+    assert set(answer["served"]["runtimes"].values()) == {"onnx"}
+    assert (Path(answer["meta"]["folder"]) / "demo.png").stat().st_size > 10_000
 
 
 def test_a_split_experiment_from_a_file_over_all_events_that_there_are(trained: Command, tmp_path: Path) -> None:

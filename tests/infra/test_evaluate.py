@@ -130,7 +130,10 @@ def test_collaborative_shows_every_rule_and_who_asks(evaluate) -> None:
     for who in ("random", "disagreement, as released", "disagreement, per device", "reliability s", "oracle"):
         for ratio in (0, 0.05, 0.1, 0.2, 0.5, 1):
             assert ("SRM×2 (λ = 2)", who, ratio) in asked
-    assert any("learned λ is left out" in note for note in answer["meta"]["notes"])
+    assert {row["training"] for row in answer["rows"]} == {"independent"}
+    assert any("driftline train collaborative" in note for note in answer["meta"]["notes"])
+    assert any(note.startswith("learned λ: ") for note in answer["meta"]["notes"])
+    assert ("learned λ", "oracle", 1) in asked
     manifest = left_behind(answer, "collaborative")
     assert manifest["options"]["candidates"] == 30
 
