@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 
 from cloud_worker.training.data import Histories, Ints, make_histories
+from cloud_worker.training.served import check_data
 from streams.bundle import Bundle
 from streams.datasets import Prepared
-from streams.errors import BundleError, DatasetError
+from streams.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,8 @@ def whole_histories(bundle: Bundle, prepared: Prepared) -> Histories:
     BundleError
         The bundle was trained on other data.
     """
-    manifest = bundle.manifest
-    if manifest.dataset_hash != prepared.manifest.hash:
-        raise BundleError(
-            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
-            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
-            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
-        )
-    return _histories(bundle, prepared.events, manifest.test.start_ms)
+    check_data(bundle, prepared)
+    return _histories(bundle, prepared.events, bundle.manifest.test.start_ms)
 
 
 def histories_before_test(bundle: Bundle, prepared: Prepared) -> Histories:

@@ -1,0 +1,218 @@
+"""What the offline pipeline makes of the very moments at which a running one served.
+
+A recommendation is known by the interaction that followed it and by the ``as_of`` of the embedding it was made with.
+That is enough to make it again from the dataset alone: what the cloud would have sent after as_of interactions, with
+the live index as it was then, and what the device's models make of it at the interaction's position. Without an
+embedding the device's own model ranks alone.
+
+Two things may differ from what was served. The running cloud's live index knows what its worker had read when the
+request came, which may be less or more than what happened before it; here it knows exactly that. And numbers are
+rounded otherwise. To tell the one from the other, `AsServed.ranks` takes the embeddings that were really sent, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud_worker.encoder import Encoder
+from cloud_worker.evaluation.drawn import whole_histories
+from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of
+from cloud_worker.training import calibrator, evaluate
+from cloud_worker.training.bench import Bench, make_bench
+from cloud_worker.training.data import Histories, Ints
+from cloud_worker.training.metrics import Ranks
+from cloud_worker.training.reliability import StalenessHead
+from cloud_worker.training.served import check_encoder, networks_of
+from cloud_worker.training.snapshots import Pairs, Snapshots
+from streams.bundle import Bundle
+from streams.datasets import Prepared
+from streams.errors import DatasetError
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Q recommendations, by what was taken after them.
+
+    Attributes
+    ----------
+    users, positions
+        (Q,) whose they are, and how many interactions were known.
+    as_of
+        (Q,) interactions that the embedding knew; -1: there was none.
+    """
+
+    users: Ints
+    positions: Ints
+    as_of: Ints
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def gap(self) -> Ints:
+        """(Q,) interactions since the embedding; -1 without one."""
+        return np.where(self.as_of < 0, -1, self.positions - self.as_of)
+
+    def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Moments:
+        """Some of them."""
+        return Moments(self.users[rows], self.positions[rows], self.as_of[rows])
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What the offline pipeline gives at moments: (Q,) ranks of what was taken, and staleness s (1: no embedding)."""
+
+    ranks: Ranks
+    staleness: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AsServed:
+    """The pipeline, ready for the moments it was opened for.
+
+    Attributes
+    ----------
+    bench
+        Its snapshots are the moments and those from which their embeddings come. ``embeddings`` is NaN where no
+        embedding was served from: the cloud is asked for nothing else, since that is what costs.
+    """
+
+    bundle: Bundle
+    bench: Bench
+    repair: calibrator.Calibrator
+    head: StalenessHead
+
+    def snapshots_of(self, users: Ints, positions: Ints) -> Ints:
+        """(Q,) places of users and positions (Q,) among the snapshots."""
+        snapshots = self.bench.snapshots
+        wide = int(snapshots.positions.max(initial=0)) + 1
+        return np.searchsorted(snapshots.users * wide + snapshots.positions, users * wide + positions)
+
+    def ranks(self, moments: Moments, sent: Floats | None = None) -> Offline:
+        """Serve moments again.
+
+        Parameters
+        ----------
+        sent
+            (Q, d) the embeddings that were served with; rows of moments without one are not looked at. One embedding
+            for each user and as_of. None: those that the offline cloud would have sent.
+        """
+        bench = self.bench
+        ranks, staleness = np.zeros(len(moments), np.int64), np.ones(len(moments))
+        has = moments.as_of >= 0
+        without = np.flatnonzero(~has)
+        alone = bench.moments(self.snapshots_of(moments.users[without], moments.positions[without]))
+        ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0)
+        rows = np.flatnonzero(has)
+        some = moments.take(rows)
+        pairs = Pairs(
+            self.snapshots_of(some.users, some.as_of),
+            self.snapshots_of(some.users, some.positions),
+        )
+        if sent is not None:
+            embeddings = np.full_like(bench.embeddings, np.nan)
+            embeddings[pairs.stale] = sent[rows]
+            bench = replace(bench, embeddings=embeddings)
+        if len(rows):
+            data = bench.data(pairs)
+            staleness[rows] = staleness_of(self.head, data.phi)
+            repaired = calibrator.apply(self.repair, data)
+            alpha = alpha_of(self.bundle, staleness[rows])
+            ranks[rows] = evaluate.ranks(bench.catalogue, bench.moments(pairs.fresh), repaired, alpha)
+        return Offline(ranks, staleness)
+
+
+def moments_of(histories: Histories, rows: Ints, as_of: Ints) -> Moments:
+    """Find the moments of recommendations.
+
+    Parameters
+    ----------
+    rows
+        (Q,) which interaction of the dataset followed each.
+    as_of
+        (Q,) of the embeddings; -1: none.
+
+    Raises
+    ------
+    DatasetError
+        They are not of these data: there is no such interaction, or an embedding knew what was still to come.
+    """
+    outside = (rows < 0) | (rows >= len(histories.items))
+    if outside.any():
+        raise DatasetError(
+            f"interaction {rows[outside][0]} was served, the dataset has {len(histories.items)}",
+            remedy="evaluate with the data that were replayed",
+        )
+    place = np.argsort(histories.order)[rows]
+    moments = Moments(histories.owners[place], histories.places[place], as_of)
+    wrong = (as_of == 0) | (as_of < -1) | (as_of > moments.positions)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise DatasetError(
+            f"interaction {rows[first]} is number {moments.positions[first] + 1} of its user, and was served with an "
+            f"embedding of {as_of[first]} interactions",
+            remedy="evaluate with the data that were replayed",
+        )
+    return moments
+
+
+def open_as_served(
+    bundle: Bundle,
+    prepared: Prepared,
+    encoder: Encoder,
+    rows: Ints,
+    as_of: Ints,
+    *,
+    on_progress: OnProgress = lambda _stage, _done, _total: None,
+) -> tuple[AsServed, Moments]:
+    """Let every part of the bundle look at the moments of recommendations.
+
+    Parameters
+    ----------
+    rows, as_of
+        See `moments_of`.
+
+    Raises
+    ------
+    BundleError
+        The bundle was trained on other data, or with another encoder.
+    DatasetError
+        The recommendations are not of these data.
+    """
+    manifest = bundle.manifest
+    check_encoder(bundle, encoder)
+    histories = whole_histories(bundle, prepared)
+    moments = moments_of(histories, rows, as_of)
+    wide = int(histories.lengths.max(initial=0)) + 1
+    has = as_of >= 0
+    asked = np.unique(moments.users[has] * wide + as_of[has])
+    keys = np.union1d(asked, moments.users * wide + moments.positions)
+    snapshots = _snapshots(keys, wide)
+    networks = networks_of(bundle)
+    embeddings = np.full((len(keys), manifest.d), np.nan, np.float32)
+    if len(asked):
+        found = ask_cloud(bundle, networks, histories, _snapshots(asked, wide), encoder, on_progress)[1]
+        embeddings[np.searchsorted(keys, asked)] = found
+    bench = make_bench(
+        networks,
+        histories,
+        snapshots,
+        embeddings,
+        exclude_seen=manifest.exclude_seen,
+        decay=manifest.recency_decay,
+        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
+    )
+    served = AsServed(
+        bundle, bench, calibrator.Calibrator.from_tensors(bundle.device), StalenessHead.from_tensors(bundle.device)
+    )
+    return served, moments
+
+
+def _snapshots(keys: Ints, wide: int) -> Snapshots:
+    every = np.ones(len(keys), np.bool_)
+    return Snapshots(keys // wide, keys % wide, every, every)
