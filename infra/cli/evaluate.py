@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from infra.cli._evaluate_collaborative import collaborative
+from infra.cli._evaluate_demo import demo
 from infra.cli._evaluate_references import references
 from infra.cli._evaluate_reliability import reliability
 from infra.cli._evaluate_runtime import runtime
@@ -16,6 +17,7 @@ app.command("reliability")(reliability)
 app.command("collaborative")(collaborative)
 app.command("runtime")(runtime)
 app.command("references")(references)
+app.command("demo")(demo)
 
 
 @app.callback()
