@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cloud_worker.evaluation.collaborative import SRM_ONLY
 from cloud_worker.evaluation.reliability import curve
 from streams.errors import EnvironmentProblem
 
@@ -42,7 +41,6 @@ SCORE_COLOURS: Final[Mapping[str, str]] = {
     "disagreement": "#cc79a7",
     "staleness s": "#009e73",
 }
-ASKER_COLOURS: Final = ("#999999", "#e69f00", "#cc79a7", "#009e73", "#000000")
 _PALE: Final = {"item-kNN", "cloud stale", "calibrated", "fused stale, α by s"}
 
 
@@ -135,39 +133,6 @@ def plot_reliability(
             xticklabels=[f"{rate:.0%}" for rate in kept],
         )
         fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-
-
-def plot_collaborative(
-    path: Path, dataset: str, cells: Mapping[str, Mapping[str, Sequence[Interval]]], ratios: Sequence[float]
-) -> None:
-    """NDCG@10 over the share that asks, a panel a fusion rule, a line for each way to choose who asks.
-
-    Parameters
-    ----------
-    cells
-        By rule and who asks, at each ratio. A rule that no embedding concerns is a line in every panel.
-    """
-    rules = [rule for rule in cells if rule != SRM_ONLY]
-    columns = min(3, len(rules))
-    with figure(
-        path, f"Fusion rules, and who asks for a fresh embedding: {dataset}", -(-len(rules) // columns), columns
-    ) as (
-        fig,
-        axes,
-    ):
-        alone = cells[SRM_ONLY]["random"][0].mean
-        for axis, rule in zip(axes, rules, strict=False):
-            axis.axhline(alone, color="#555555", lw=1, ls=":", label="SRM only")
-            for (who, intervals), colour in zip(cells[rule].items(), ASKER_COLOURS, strict=True):
-                means = [each.mean for each in intervals]
-                axis.plot(ratios, means, color=colour, marker="o", ms=3, lw=1.6, label=who)
-            axis.set(title=rule, xlabel="share of moments that asks", ylabel="NDCG@10")
-        for axis in axes[len(rules) :]:
-            axis.set_axis_off()
-        low, high = (each(axis.get_ylim()[end] for axis in axes[: len(rules)]) for each, end in ((min, 0), (max, 1)))
-        for axis in axes[: len(rules)]:
-            axis.set_ylim(low, high)
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
 
 
 def plot_runtime(path: Path, dataset: str, timings: Sequence[Timing]) -> None:
