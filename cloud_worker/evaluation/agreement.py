@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from cloud_worker.evaluation.bootstrap import Interval, UserResamples, stacked
 from cloud_worker.evaluation.staleness import METRICS
 from cloud_worker.training.metrics import Ranks
+
+NEAR: Final = 0.1
+"""Of a rank."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Agreement:
         By metric.
     difference
         Again less served, paired, by metric.
-    equal
-        Share of moments with the same rank.
+    equal, near
+        Share of moments with the same rank, and with a rank that is at most a tenth, or one place, away.
     """
 
     moments: int
@@ -33,6 +37,7 @@ class Agreement:
     again: Mapping[str, Interval]
     difference: Mapping[str, Interval]
     equal: float
+    near: float
 
     def within(self, metric: str) -> bool:
         """Whether the mean made again lies in the interval of the one that was served."""
@@ -48,8 +53,11 @@ def agreement(users: npt.NDArray[np.integer], served: Ranks, again: Ranks, seed:
     one, other, both = (
         dict(zip(names, resamples.means(each), strict=True)) for each in (before, after, after - before)
     )
-    equal = float(np.mean(served == again)) if len(served) else float("nan")
-    return Agreement(len(served), resamples.n_users, one, other, both, equal)
+    if not len(served):
+        return Agreement(0, 0, one, other, both, float("nan"), float("nan"))
+    close = (np.abs(served - again) <= np.maximum(1, NEAR * served)) & ((served > 0) == (again > 0))
+    equal = float(np.mean(served == again))
+    return Agreement(len(served), resamples.n_users, one, other, both, equal, float(np.mean(close)))
 
 
 def over_first(users: npt.NDArray[np.integer], first: Ranks, other: Ranks, seed: int) -> dict[str, Interval]:

@@ -93,6 +93,10 @@ class AsServed:
         wide = int(snapshots.positions.max(initial=0)) + 1
         return np.searchsorted(snapshots.users * wide + snapshots.positions, users * wide + positions)
 
+    def embeddings(self, moments: Moments) -> Floats:
+        """(Q, d) what the offline cloud would have sent to moments that had an embedding."""
+        return self.bench.embeddings[self.snapshots_of(moments.users, moments.as_of)]
+
     def ranks(self, moments: Moments, sent: Floats | None = None) -> Offline:
         """Serve moments again.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from infra.demo.record import ServedRun
-    from infra.evaluation.as_served import ArmAgain, Compared
+    from infra.evaluation.as_served import Compared
 
 METRIC = "ndcg@10"
 
@@ -83,8 +84,9 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
         "embedding of the same as_of, or without one (then the SRM ranks alone)"
     )
     notes.append(
-        "offline: embeddings are made anew, with a live index that knows what happened before the request's event and "
-        "nothing else; the demo's had read a little less or more by then, and began with what the bundle keeps of it"
+        "offline: embeddings are made anew, with a live index that read every interaction before the request's event "
+        "and nothing else; the demo's had read a little less or more by then, and began with the last interactions of "
+        f"each user, which is what a bundle keeps. Cosine of the embeddings sent and made anew: {_cosines(found)}"
     )
     notes.append(
         "as sent: with the embeddings that the demo's cloud really sent; what differs then is the devices' side, where "
@@ -105,6 +107,10 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
     if unknown:
         notes.append(f"as sent: the record lacks the embeddings of {unknown} recommendations, which are left out there")
     run.warn_of_few_users(found.users)
+
+
+def _cosines(found: Compared) -> str:
+    return ", ".join(f"{each.arm} {each.cosine:.4f}" for each in found.arms if each.embedded) or "there were none"
 
 
 def _plain(served: ServedRun) -> dict[str, Any]:
@@ -131,7 +137,10 @@ def _rows(found: Compared) -> list[dict[str, Any]]:
             row |= columns_of("as_sent.difference", each.same.difference[metric])
             row |= {
                 "equal_ranks": each.offline.equal,
+                "near_ranks": each.offline.near,
                 "equal_ranks.embedded": each.offline_embedded.equal,
+                "near_ranks.embedded": each.offline_embedded.near,
+                "embedding_cosine": each.cosine,
                 "as_sent.equal_ranks": each.same.equal,
                 "as_sent.events": each.same.moments,
                 "as_sent.staleness_error": each.staleness,
@@ -158,13 +167,14 @@ def _table(found: Compared) -> Any:
 
     table = Table(
         title="The demo and the offline evaluation of the same moments: NDCG@10",
-        caption="± half the width of the 95 % interval over devices; * the paired interval leaves out 0",
+        caption="± half the width of the 95 % interval over devices; * the paired interval leaves out 0; "
+        "near: at most a tenth or one place away; in brackets: of those with an embedding",
     )
     table.add_column("arm", no_wrap=True)
-    for heading in ("events", "with embedding", "demo", "offline", "offline less demo", "equal ranks"):
+    for heading in ("events", "embedded", "demo", "offline", "offline less demo", "equal ranks", "near ranks"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("as sent less demo", justify="right", no_wrap=True)
-    table.add_column("equal ranks\nas sent", justify="right", no_wrap=True)
+    table.add_column("as sent: less demo", justify="right", no_wrap=True)
+    table.add_column("equal ranks", justify="right", no_wrap=True)
     table.add_column("agrees")
     for each in found.arms:
         table.add_row(
@@ -174,7 +184,8 @@ def _table(found: Compared) -> Any:
             with_half_width(each.offline.served[METRIC]),
             with_half_width(each.offline.again[METRIC]),
             signed(each.offline.difference[METRIC]),
-            _equal(each),
+            _shares(each.offline.equal, each.offline_embedded.equal),
+            _shares(each.offline.near, each.offline_embedded.near),
             signed(each.same.difference[METRIC]),
             f"{each.same.equal:.2%}",
             "yes" if each.offline.within(METRIC) else "NO",
@@ -182,11 +193,9 @@ def _table(found: Compared) -> Any:
     return table
 
 
-def _equal(each: ArmAgain) -> str:
+def _shares(of_all: float, embedded: float) -> str:
     """Of all, and of those with an embedding, where there is something to go wrong."""
-    if not each.embedded:
-        return f"{each.offline.equal:.2%}"
-    return f"{each.offline.equal:.2%}\n({each.offline_embedded.equal:.2%} with)"
+    return f"{of_all:.1%}" if math.isnan(embedded) else f"{of_all:.1%}\n({embedded:.1%})"
 
 
 def _over_table(found: Compared) -> Any:

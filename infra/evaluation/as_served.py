@@ -37,6 +37,8 @@ class ArmAgain:
         recommendations whose embedding the record has, or that had none.
     staleness
         The largest difference of s, with the embeddings that were sent.
+    cosine
+        Mean cosine of the embeddings that were sent and those made again, over recommendations.
     ranks
         (Q,) served and (Q,) offline.
     """
@@ -47,6 +49,7 @@ class ArmAgain:
     offline_embedded: Agreement
     same: Agreement
     staleness: float
+    cosine: float
     ranks: tuple[Ints, Ints]
 
 
@@ -170,8 +173,15 @@ def _arm(
         agreement(users[has], served[has], offline.ranks[has], seed),
         agreement(users[known], served[known], same.ranks, seed),
         float(staleness.max(initial=0.0)),
+        _cosine(sent[known & has], pipeline.embeddings(moments.take(known & has))),
         (served, offline.ranks),
     )
+
+
+def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Mean over rows (Q, d); NaN without any."""
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-30)).mean()) if len(one) else float("nan")
 
 
 def _check_devices(run: ServedRun, prepared: Prepared, outcomes: pl.DataFrame, moments: Moments) -> None:
