@@ -28,7 +28,7 @@ from infra.evaluation.opening import Judged
 from streams.errors import EnvironmentProblem
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PACKAGES: Final = ("numpy", "scipy", "torch", "onnxruntime", "sentence-transformers", "rectools")
+PACKAGES: Final = ("numpy", "scipy", "torch", "onnxruntime", "sentence-transformers", "cornac")
 
 
 @dataclass(frozen=True)

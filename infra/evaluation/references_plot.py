@@ -1,0 +1,44 @@
+"""The plot beside the table of references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.evaluation.plots import COLOURS, figure
+
+if TYPE_CHECKING:
+    from cloud_worker.evaluation.bootstrap import Interval
+
+
+def plot_references(path: Path, *, dataset: str, values: Mapping[str, Interval], less: Mapping[str, Interval]) -> None:
+    """NDCG@10 of each method, and what the SRM has more, each with its 95 % interval.
+
+    Parameters
+    ----------
+    values
+        By method, the SRM among them.
+    less
+        SRM less each other method.
+    """
+    with figure(path, f"Our SRM and public references: {dataset}", 1, 2) as (_, axes):
+        places = {name: -place for place, name in enumerate(values)}
+        panels = (("NDCG@10", values), ("NDCG@10: SRM less the method, paired", less))
+        for axis, (title, found) in zip(axes, panels, strict=True):
+            for name, each in found.items():
+                error = [[each.mean - each.low], [each.high - each.mean]]
+                colour = COLOURS["fused fresh"] if name == "SRM" else COLOURS["SRM"]
+                axis.errorbar(each.mean, places[name], xerr=error, color=colour, marker="o", ms=6, lw=2, capsize=3)
+                axis.annotate(
+                    f"{each.mean:+.4f}" if found is less else f"{each.mean:.4f}",
+                    (each.mean, places[name]),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+            axis.set(title=title, yticks=list(places.values()), yticklabels=list(places))
+            axis.set_ylim(-len(places) + 0.5, 0.6)
+        axes[0].set_xlim(left=0)
+        axes[1].axvline(0, color=COLOURS["SRM"], lw=1)
