@@ -131,7 +131,7 @@ def collaborative(
 
         run.finish(
             result,
-            lambda path: plot_collaborative(path, period.bundle.manifest.dataset, cells, measure.RATIOS),
+            lambda path: plot_collaborative(path, judged.manifest.dataset, cells[INDEPENDENT], trained, measure.RATIOS),
             show,
         )
 

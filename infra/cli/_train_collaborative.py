@@ -33,7 +33,8 @@ def train_collaborative(
     trained on over the recent window alone. Both lie beside the bundle in collaborative.safetensors, and `driftline
     evaluate collaborative` compares them on the test period; nothing serves them.
 
-    The table is of the validation period, by SRMs that have not seen it; the bundle's cloud, that makes the lists, has.
+    The table is of the validation period, by SRMs that were not trained on it; the bundle's cloud, that makes their
+    lists, was.
     """
     from infra.bundles import choose_bundle
 
@@ -115,8 +116,8 @@ def _report(found: Judgement, meta: dict[str, Any], *, as_json: bool) -> None:
         console.width = TABLE_WIDTH
     console.print(table)
     for line in (
-        f"{meta['moments']} moments of {meta['users']} users, lists 0 to 7 interactions old; no SRM has seen the "
-        "period; the lists are of the bundle's cloud, which has, so they are a little too good, for all alike",
+        f"{meta['moments']} moments of {meta['users']} users, lists 0 to 7 interactions old; no SRM was "
+        "trained on the period; the bundle's cloud was, so its lists are a little too good, for all alike",
         "learned λ, chosen at these moments: "
         + ", ".join(f"{short(weight, 'g')} {training}" for training, weight in found.weights.items()),
         f"made {meta['path']}; driftline evaluate collaborative judges it on the test period",

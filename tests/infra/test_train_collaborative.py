@@ -51,18 +51,18 @@ def test_it_prints_what_each_training_is_worth_and_the_evaluation_compares_them(
     assert set(answer["meta"]["lambda"]) == TRAININGS
     assert Path(answer["meta"]["path"]).is_file()
 
-    done = run("evaluate", "collaborative", "--json", "--moments", "150", "--gap", "8", "--candidates", "30")
+    out = Path(answer["meta"]["path"]).parent.parent / "evaluated"
+    done = run(
+        "evaluate", "collaborative", "--moments", "150", "--gap", "8", "--candidates", "30", "--out", str(out)
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    assert "NDCG@10 by how the SRM was trained" in done.stdout
+    assert "cooperative" in done.stdout
+    answer = json.loads((out / "result.json").read_text())
     assert {row["training"] for row in answer["rows"]} == TRAININGS
     assert {row["training"] for row in answer["trainings"]} == TRAININGS - {"independent"}
     assert any("learned λ: " in note and "(adaptive)" in note for note in answer["meta"]["notes"])
-    plot = Path(answer["meta"]["folder"]) / "collaborative.png"
-    assert plot.stat().st_size > 10_000
-
-    done = run("evaluate", "collaborative", "--moments", "150", "--gap", "8", "--candidates", "30")
-    assert "NDCG@10 by how the SRM was trained" in done.stdout
-    assert "cooperative" in done.stdout
+    assert (out / "collaborative.png").stat().st_size > 10_000
 
 
 def test_without_a_bundle_it_says_how_to_train_one(run) -> None:
