@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,15 @@ from cloud_worker.evaluation.references import Scorer
 from cloud_worker.evaluation.tuning import OnEpoch, Tuned, train_tuned
 from cloud_worker.training.data import Histories, Ints
 
-MOST_EPOCHS: Final = 40
-
 
 def tuned_gru4rec(
     histories: Histories,
     candidates: Sequence[Gru4RecOptions],
     *,
     exclude_seen: bool,
+    most_epochs: int,
     seed: int,
     on_epoch: OnEpoch,
-    most_epochs: int = MOST_EPOCHS,
 ) -> Tuned[Gru4RecOptions]:
     """Choose settings and epochs on the validation period, and train on everything (`train_tuned`)."""
 

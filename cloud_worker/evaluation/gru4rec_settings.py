@@ -34,7 +34,7 @@ class Gru4RecOptions:
     batch: int = 64
     dropout_embed: float = 0.3
     dropout_hidden: float = 0.3
-    learning_rate: float = 0.1
+    learning_rate: float = 0.02
     momentum: float = 0.0
     samples: int = 512
     sample_alpha: float = 0.5
@@ -51,9 +51,11 @@ class Gru4RecOptions:
 
 CANDIDATES: Final = (
     Gru4RecOptions(),
-    Gru4RecOptions(batch=32, dropout_embed=0.2, dropout_hidden=0.4),
-    Gru4RecOptions(width=256, dropout_embed=0.5, dropout_hidden=0.2),
+    Gru4RecOptions(learning_rate=0.01),
+    Gru4RecOptions(learning_rate=0.05, dropout_hidden=0.2),
+    Gru4RecOptions(width=256, dropout_embed=0.5),
 )
+"""What is tried, in this order: the paces and the shares that the authors' own searches go over."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import importlib.util
 import shlex
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -42,6 +42,10 @@ def references(
     dataset: DatasetOption = None,
     bundle: BundleOption = None,
     moments: MomentsOption = 5_000,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many of the reference's settings to try, in order; all by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="At which a candidate ends though it still gets better.")] = 40,
     seed: SeedOption = 0,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -52,7 +56,7 @@ def references(
     package Cornac (the extra `compare`); its settings and epochs are chosen on the validation period.
     """
     need_package()
-    options = {"moments": moments, "seed": seed}
+    options = {"moments": moments, "candidates": candidates, "epochs": epochs, "seed": seed}
     with evaluation(
         ctx, "references", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options
     ) as run:
@@ -68,7 +72,12 @@ def references(
         def train(histories: Any) -> measure.Trained:
             tuned.append(
                 tuned_gru4rec(
-                    histories, CANDIDATES, exclude_seen=judged.exclude_seen, seed=seed, on_epoch=run.bars.show
+                    histories,
+                    CANDIDATES[:candidates],
+                    exclude_seen=judged.exclude_seen,
+                    most_epochs=epochs,
+                    seed=seed,
+                    on_epoch=run.bars.show,
                 )
             )
             return tuned[0].trained
@@ -84,7 +93,7 @@ def references(
             if method.name != SRM
             for name in METRICS
         }
-        _notes(run.notes, found, tuned[0])
+        _notes(run.notes, found, tuned[0], epochs)
         run.warn_of_few_users(column.resamples.n_users)
         result = {
             "rows": [_row(found, method.name, values) for method in found.methods],
@@ -126,7 +135,7 @@ def need_package() -> None:
         )
 
 
-def _notes(notes: list[str], found: Comparison, tuned: Tuned[Any]) -> None:
+def _notes(notes: list[str], found: Comparison, tuned: Tuned[Any], most_epochs: int) -> None:
     """What the table does not say."""
     column, trained = found.column, tuned.trained
     notes.append(
@@ -137,6 +146,10 @@ def _notes(notes: list[str], found: Comparison, tuned: Tuned[Any]) -> None:
         f"{trained.name}: the best of {len(tuned.trials)} candidates by {METRIC.upper()} at {tuned.watched} moments of "
         f"the validation period, which took {trained.search_seconds:.0f} s; then trained anew on both periods"
     )
+    if tuned.trials[0].epochs == most_epochs:
+        notes.append(
+            f"{trained.name} was best in epoch {most_epochs}, the last one allowed: it may get better (--epochs)"
+        )
     if found.stood_in:
         notes.append(f"at {found.stood_in} moments {trained.name} knew nothing of the history: popularity ranks there")
     if any(method.seconds is None for method in found.methods):

@@ -44,7 +44,21 @@ def test_the_srm_is_set_against_every_reference(tmp_path: Path) -> None:
     prepared = load_prepared(command.home, TINY)
     split = global_time_split(prepared.events)
     train_bundle(prepared, split, HashEncoder(), bundle_path(command.home, TINY, 0, split), OPTIONS)
-    done = command.run("evaluate", "references", "--dataset", TINY, "--json", "--moments", "150", "--seed", "3")
+    done = command.run(
+        "evaluate",
+        "references",
+        "--dataset",
+        TINY,
+        "--json",
+        "--moments",
+        "150",
+        "--candidates",
+        "2",
+        "--epochs",
+        "12",
+        "--seed",
+        "3",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "neither the package nor its progress bar says anything"
     answer = json.loads(done.stdout)
@@ -64,4 +78,4 @@ def test_the_srm_is_set_against_every_reference(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text()) == answer
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["packages"]["cornac"] in theirs
-    assert manifest["options"] == {"moments": 150, "seed": 3}
+    assert manifest["options"] == {"moments": 150, "candidates": 2, "epochs": 12, "seed": 3}
