@@ -103,7 +103,8 @@ driftline_pins() {
   (
     cd "$ROOT" || exit 1
     printf 'uv\n' | "$VENV/bin/uv" pip compile --quiet --upgrade --python-version 3.11 \
-      --extra device --extra cloud --extra dev --extra compare --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+      --extra device --extra cloud --extra dev --extra compare \
+      --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
       pyproject.toml - | grep -Ev '^(nvidia-|cuda-|triton==)' >"$CONSTRAINTS.new" &&
       mv "$CONSTRAINTS.new" "$CONSTRAINTS"
   )

@@ -170,7 +170,7 @@ def test_the_pins_are_names_and_versions_alone() -> None:
 def test_every_package_that_driftline_needs_is_pinned() -> None:
     pins = {line.split("==")[0] for line in (ROOT / "infra" / "constraints.txt").read_text().splitlines()}
     needed: set[str] = set()
-    todo = [("driftline", extra) for extra in ("", "device", "cloud", "dev")]
+    todo = [("driftline", extra) for extra in ("", "device", "cloud", "dev", "compare")]
     while todo:
         name, extra = todo.pop()
         try:
