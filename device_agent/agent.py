@@ -29,7 +29,6 @@ from device_agent.learning import Learning
 from device_agent.ranking import Mode, popular_items, without_seen
 from device_agent.serving import NumpyServing, Pairs, Served, Serving
 from device_agent.signals import SignalWriter, write_age
-from device_agent.staleness import StalenessModel
 from device_agent.state import Records, StateLayout
 from device_agent.step import StepResult, Wave, nothing_happened
 from streams.bundle import Bundle
@@ -104,7 +103,7 @@ class DeviceCore:
         self.arms = tuple(arms)
         self.deadline_ms = deadline_ms
         self.layout = StateLayout(manifest, len(self.arms), candidates=candidates)
-        self._asking = Asking(self.arms, StalenessModel(tensors), deadline_ms)
+        self._asking = Asking(self.arms, tensors, deadline_ms)
         self._serving = serving or NumpyServing(bundle, ranking=ranking, list_length=list_length)
         self.ranking: Mode = self._serving.ranking
         self.list_length = self._serving.list_length

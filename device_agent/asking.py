@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from device_agent.policies.registry import build_policy
 from device_agent.staleness import StalenessModel
 from device_agent.state import Records
 from device_agent.step import Wave
+from device_agent.worth import WorthModel
 from streams.experiment.arms import ArmSpec
 
 Floats = npt.NDArray[np.float32]
@@ -23,7 +24,7 @@ _ZERO: Final = np.array(0)
 
 
 class Asking:
-    """The policies of an experiment's arms.
+    """The policies of an experiment's arms, told with the heads of a bundle's device part.
 
     Raises
     ------
@@ -31,14 +32,14 @@ class Asking:
         An arm names a policy or parameter that does not exist.
     """
 
-    def __init__(self, arms: Sequence[ArmSpec], score: StalenessModel, deadline_ms: int) -> None:
+    def __init__(self, arms: Sequence[ArmSpec], tensors: Mapping[str, Floats], deadline_ms: int) -> None:
         self.policies = tuple(build_policy(arm) for arm in arms)
         words = [word for policy in self.policies for word in policy.reasons]
         self.reasons: tuple[str, ...] = ("", *dict.fromkeys(words))
         self._reason_codes = tuple(
             np.array([self.reasons.index(word) for word in policy.reasons], np.uint8) for policy in self.policies
         )
-        self._score = score
+        self._staleness, self._worth = StalenessModel(tensors), WorthModel(tensors)
         self._deadline_ms = deadline_ms
 
     def ask(
@@ -67,7 +68,8 @@ class Asking:
                     gap=gap[rows, a],
                     age_ms=age[rows, a],
                     phi=phi[rows, a],
-                    score=self._score,
+                    score=self._staleness,
+                    gain=self._worth,
                     since_request=since[rows, a],
                     since_request_ms=since_ms[rows, a],
                     in_flight=busy,

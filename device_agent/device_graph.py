@@ -57,9 +57,10 @@ from device_agent.fusion import SMALLEST_VARIANCE, FusionTables, ItemVectors, Qu
 from device_agent.graph_nodes import Nodes
 from device_agent.graph_srm import gru4rec, sasrec
 from device_agent.ranking import Mode
+from device_agent.signal_head import folded
 from device_agent.signals import LARGEST_HALF, unit_vectors
 from device_agent.srm import largest_state
-from device_agent.staleness import CLOUD_DEVIATION, LOG_AGE, folded_head
+from device_agent.staleness import CLOUD_DEVIATION, LOG_AGE
 from streams.bundle import PHI, Bundle
 from streams.errors import BundleError
 
@@ -149,7 +150,7 @@ def write_graph(bundle: Bundle, path: Path, **options: Any) -> onnx.ModelProto:
 
 def _staleness(g: Nodes, tensors: Mapping[str, Floats], recent: str, has: str) -> str:
     """(R, 1) s as in `device_agent.staleness`, 1 without an embedding."""
-    weight, bias = folded_head(tensors)
+    weight, bias = folded(tensors, "staleness")
     unread = np.zeros((tensors["item_vectors"].shape[1] + 2, len(weight)))  # reading all saves a node that cuts φ out
     inner = g("Tanh", g("Gemm", recent, g.const(np.concatenate([unread, weight.T])), g.const(bias)))
     second, second_bias = tensors["staleness.2.weight"].T, tensors["staleness.2.bias"]

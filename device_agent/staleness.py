@@ -22,7 +22,9 @@ log_count             ln(1 + interactions of the device)
 The last item is the last one of the bundle; interactions with items outside of it count in gap and count alone. Without
 an embedding φ is zero. How φ is computed is in `device_agent.signals`.
 
-Staleness s = σ(w₂ · tanh(W₁ φ_standardised + b₁) + b₂); reliability is 1 - s; without an embedding s = 1.
+Staleness s is the sigmoid of a head over them (`device_agent.signal_head`): how likely a fresh embedding would put what
+comes next clearly higher than the cached one does, as it is. Reliability is 1 - s; without an embedding s = 1. What the
+device can repair itself is not left out: that is `device_agent.worth`.
 
 Source: SCaLRec (arXiv 2601.22543), "reliability of cached semantics": a reconstruction from the abstract.
 """
@@ -36,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from device_agent.signal_head import SignalHead
 from streams.bundle import PHI
 
 Floats = npt.NDArray[np.float32]
@@ -52,29 +55,15 @@ SURPRISE: Final = PHI.index("surprise")
 LOG_COUNT: Final = PHI.index("log_count")
 
 
-def folded_head(tensors: Mapping[str, Floats]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(R, P) and (R,): the head's first layer with the standardisation of φ folded into it."""
-    weight = tensors["staleness.0.weight"].astype(np.float64) / tensors["phi.scale"]
-    bias: npt.NDArray[np.float64] = tensors["staleness.0.bias"] - weight @ tensors["phi.mean"]
-    return weight, bias
-
-
 class StalenessModel:
     """The bundle's staleness score. A row's bits do not depend on the rows beside it."""
 
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        weight, bias = folded_head(tensors)
-        self._first = np.ascontiguousarray(weight, dtype=np.float32)
-        self._first_bias = bias.astype(np.float32)
-        self._second = np.ascontiguousarray(tensors["staleness.2.weight"][0], dtype=np.float32)
-        self._second_bias = np.array(tensors["staleness.2.bias"][0], np.float32)
+        self._logit = SignalHead(tensors, "staleness")
 
     def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
         """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding. None: all have one."""
-        inner = np.vecdot(phi[..., None, :], self._first)
-        inner += self._first_bias
-        np.tanh(inner, out=inner)
-        s: Floats = expit(np.vecdot(inner, self._second) + self._second_bias)
+        s: Floats = expit(self._logit(phi))
         if has_embedding is not None:
             s[~has_embedding] = 1
         return s

@@ -30,7 +30,7 @@ from safetensors.numpy import save as save_tensors
 
 from streams.errors import BundleError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.msgpack"
 DEVICE: Final = "device.safetensors"
@@ -72,6 +72,10 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "staleness.0.bias": "(R,)",
     "staleness.2.weight": "(1, R)",
     "staleness.2.bias": "(1,)",
+    "worth.0.weight": "(R, P) expected gain of a refresh over standardised phi: linear, tanh, linear",
+    "worth.0.bias": "(R,)",
+    "worth.2.weight": "(1, R)",
+    "worth.2.bias": "(1,)",
     "fusion.alpha": "(2,) weight of the cloud's z-scores at staleness 0 and at staleness 1; the rest is the SRM's",
 }
 """What every device part has, whatever its SRM; `device_tensors` adds what that has."""

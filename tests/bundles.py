@@ -59,6 +59,10 @@ def make_bundle(
         "staleness.0.bias": normal(8),
         "staleness.2.weight": normal(1, 8),
         "staleness.2.bias": np.zeros(1, np.float32),
+        "worth.0.weight": normal(8, p),
+        "worth.0.bias": normal(8),
+        "worth.2.weight": 0.1 * normal(1, 8),
+        "worth.2.bias": np.zeros(1, np.float32),
         "fusion.alpha": np.array([0.6, 0.4], np.float32),
     }
     if srm == "sasrec":

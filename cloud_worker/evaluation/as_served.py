@@ -24,8 +24,8 @@ from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks
-from cloud_worker.training.reliability import StalenessHead
 from cloud_worker.training.served import check_encoder, networks_of
+from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from streams.bundle import Bundle
 from streams.datasets import Prepared
@@ -85,7 +85,7 @@ class AsServed:
     bundle: Bundle
     bench: Bench
     repair: calibrator.Calibrator
-    head: StalenessHead
+    head: SignalHead
 
     def snapshots_of(self, users: Ints, positions: Ints) -> Ints:
         """(Q,) places of users and positions (Q,) among the snapshots."""
@@ -212,7 +212,10 @@ def open_as_served(
         standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
     )
     served = AsServed(
-        bundle, bench, calibrator.Calibrator.from_tensors(bundle.device), StalenessHead.from_tensors(bundle.device)
+        bundle,
+        bench,
+        calibrator.Calibrator.from_tensors(bundle.device),
+        SignalHead.from_tensors(bundle.device, "staleness"),
     )
     return served, moments
 

@@ -1,4 +1,4 @@
-"""Whether the staleness score is right, and what a refresh is worth where it asks for one.
+"""Whether the staleness score is right, and what refreshes are worth where each score asks for them.
 
 Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
 them: there a refresh brings the embedding that the device has, and at most the weight α of a fresh one.
@@ -20,7 +20,7 @@ from cloud_worker.evaluation.cloud_lists import disagreements, lists_of
 from cloud_worker.evaluation.test_period import GAPS, TestPeriod
 from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.metrics import auc, expected_calibration_error
-from cloud_worker.training.reliability import PAYS, gain, pays
+from cloud_worker.training.reliability import CLEARLY, gain, pays
 from streams.bundle import PHI
 from streams.experiment.ranking_metrics import ndcg_at
 
@@ -28,12 +28,12 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 OnGap = Callable[[int, int], None]
 
-__all__ = ["PAYS", "Bin", "Decision", "Quality", "Sample", "curve", "decisions", "diagram", "quality", "sample"]
+__all__ = ["CLEARLY", "Bin", "Decision", "Quality", "Sample", "curve", "decisions", "diagram", "quality", "sample"]
 
 RATES: Final = (0.05, 0.10, 0.20)
 BINS: Final = 10
 CALIBRATED, STALE = "fused calibrated", "fused stale"
-OURS, ORACLE = "staleness s", "oracle"
+OURS, STALENESS, ORACLE = "expected gain w", "staleness s", "oracle"
 _COSINE, _AGE = PHI.index("cos_cached_recent"), PHI.index("log_age")
 
 
@@ -107,7 +107,7 @@ class Decision:
     precision
         Share of the refreshes that pay.
     ours_over
-        Gain of a refresh handed out by s less by this score, paired.
+        Gain of a refresh handed out by w less by this score, paired.
     """
 
     score: str
@@ -145,6 +145,7 @@ def sample(
                 "gap": data.gap,
                 "users": moments.users,
                 "s": s,
+                "w": period.worth(data.phi),
                 CALIBRATED: pays(repaired, fresh),
                 STALE: pays(stale, fresh),
                 "gains": gains,
@@ -163,7 +164,8 @@ def sample(
         "age": every["age"],
         "1 - cos(e, m)": every["cosine"],
         "disagreement": every["disagreement"],
-        OURS: every["s"],
+        STALENESS: every["s"],
+        OURS: every["w"],
         ORACLE: every["oracle"],
     }
     labels = {each: every[each].astype(np.bool_) for each in (CALIBRATED, STALE)}
@@ -171,7 +173,7 @@ def sample(
     return Sample(
         np.asarray(every["gap"], np.int64),
         np.asarray(every["users"], np.int64),
-        floats[OURS],
+        floats[STALENESS],
         labels,
         np.asarray(every["gains"], np.float64),
         floats,

@@ -22,8 +22,8 @@ from cloud_worker.training import calibrator
 from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.networks import Answers, Networks, fitted
-from cloud_worker.training.reliability import StalenessHead
 from cloud_worker.training.served import OnProgress, answers_of, check_encoder, networks_of
+from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
@@ -60,8 +60,8 @@ class TestPeriod:
         What the parts of the cloud say there.
     moments
         (Q,) index of each judged moment's snapshot.
-    repair, head
-        The bundle's calibrator and staleness head.
+    repair, head, worth_head
+        The bundle's calibrator, and its heads of staleness s and of the gain w that a refresh is expected to bring.
     """
 
     bundle: Bundle
@@ -71,7 +71,8 @@ class TestPeriod:
     blend: Blend
     moments: Ints
     repair: calibrator.Calibrator
-    head: StalenessHead
+    head: SignalHead
+    worth_head: SignalHead
 
     @property
     def histories(self) -> Histories:
@@ -106,14 +107,18 @@ class TestPeriod:
         """(Q,) s from standardised φ (Q, P), by the bundle's head."""
         return staleness_of(self.head, phi)
 
+    def worth(self, phi: Floats) -> npt.NDArray[np.float64]:
+        """(Q,) w from standardised φ (Q, P), by the bundle's head."""
+        return self.worth_head.values(phi)
+
     def alpha(self, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """(Q,) weight of the cloud in the fusion, at staleness s (Q,)."""
         return alpha_of(self.bundle, staleness)
 
 
-def staleness_of(head: StalenessHead, phi: Floats) -> npt.NDArray[np.float64]:
+def staleness_of(head: SignalHead, phi: Floats) -> npt.NDArray[np.float64]:
     """(Q,) s from standardised φ (Q, P)."""
-    return np.asarray(expit(head.logits(phi)), np.float64)
+    return np.asarray(expit(head.values(phi)), np.float64)
 
 
 def alpha_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -186,7 +191,8 @@ def load_test_period(
         blend_of(bundle),
         np.searchsorted(keys, at_users * wide + at_positions),
         calibrator.Calibrator.from_tensors(bundle.device),
-        StalenessHead.from_tensors(bundle.device),
+        SignalHead.from_tensors(bundle.device, "staleness"),
+        SignalHead.from_tensors(bundle.device, "worth"),
     )
 
 

@@ -1,8 +1,8 @@
-"""Choosing α and the staleness head on the validation period, and telling what everything is worth there."""
+"""Choosing α and the heads on the validation period, and telling what everything is worth there."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,12 +18,32 @@ from cloud_worker.training.metrics import auc, expected_calibration_error, summa
 from cloud_worker.training.networks import Answers
 from cloud_worker.training.options import Progress
 from cloud_worker.training.run import Run
+from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, pairs_of
+from cloud_worker.training.worth import expected_gains
+from cloud_worker.training.worth import fit as fit_worth
 
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
 MOST_PAIRS: Final = 4_000
-"""Pairs that α and the head are chosen on."""
+"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none."""
+STALE_GRID: Final = (0.0, *GRID)
+"""α at staleness 1, which no embedding reaches: what is judged is what α(s) comes to."""
+
+
+class Judged(NamedTuple):
+    """What was chosen and measured on the validation period.
+
+    Attributes
+    ----------
+    alphas
+        α at staleness 0 and 1.
+    """
+
+    alphas: tuple[float, float]
+    staleness: SignalHead
+    worth: SignalHead
+    metrics: dict[str, float]
 
 
 def judge(
@@ -33,8 +53,8 @@ def judge(
     answers: Answers,
     blend: Blend,
     space: tuple[Tensor, Tensor],
-) -> tuple[tuple[float, float], reliability.StalenessHead, dict[str, float]]:
-    """α, the staleness head, and what every model is worth on the validation period.
+) -> Judged:
+    """α, the heads, and what every model is worth on the validation period.
 
     Parameters
     ----------
@@ -44,15 +64,25 @@ def judge(
     at = np.flatnonzero(bench.snapshots.valid)
     every = bench.moments(at)
     pairs = pairs_of(bench.snapshots, run.options.calibrator.largest_gap, valid=True)
+    draw = run.generator("pairs")
     if len(pairs) > MOST_PAIRS:
-        pairs = pairs.take(np.sort(run.generator("pairs").choice(len(pairs), MOST_PAIRS, replace=False)))
+        pairs = pairs.take(np.sort(draw.choice(len(pairs), MOST_PAIRS, replace=False)))
+    just_asked = np.sort(draw.choice(at, min(len(at), len(pairs) // 6), replace=False))
+    pairs = Pairs(np.concatenate([pairs.stale, just_asked]), np.concatenate([pairs.fresh, just_asked]))
     data, moments = bench.data(pairs), bench.moments(pairs.fresh)
     run.on_progress(Progress("choosing α", 0, 1))
     repaired = calibration.apply(repair, data)
-    late = data.gap >= 4
     fresh_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, every, bench.embeddings[at], GRID))
-    stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments.take(late), repaired[late], GRID))
-    near = pairs.take(data.gap <= GAP)
+    fresh_ranks = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
+    stale_ranks = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
+    was_stale = reliability.pays(stale_ranks, fresh_ranks)
+    staleness = reliability.fit(data.phi, was_stale, moments.users, run.options.heads, run.options.seed)
+    s = staleness.predicted
+    choices = [fresh_alpha + (alpha - fresh_alpha) * s for alpha in STALE_GRID]
+    stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments, repaired, choices), STALE_GRID)
+    alphas = fresh_alpha + (stale_alpha - fresh_alpha) * s
+    served_ranks = evaluate.ranks(bench.catalogue, moments, repaired, alphas)
+    near = pairs.take((data.gap > 0) & (data.gap <= GAP))
     served = Pairs(np.concatenate([at, near.stale]), np.concatenate([at, near.fresh]))
     lists = cloud_lists(answers, every, space, blend).take(np.searchsorted(at, served.stale))
     weight = best_weight(bench.catalogue, bench.moments(served.fresh), lists)
@@ -69,24 +99,19 @@ def judge(
     found |= summary("cloud_fresh", evaluate.ranks(bench.catalogue, every, bench.embeddings[at], 1.0))
     found |= summary("fused_fresh", evaluate.ranks(bench.catalogue, every, bench.embeddings[at], fresh_alpha))
 
-    fresh_ranks = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
-    repaired_ranks = evaluate.ranks(bench.catalogue, moments, repaired, stale_alpha)
-    pays = reliability.pays(repaired_ranks, fresh_ranks)
-    phi = np.concatenate([data.phi, bench.data(Pairs(at, at)).phi])
-    labels = np.concatenate([pays, np.zeros(len(at), np.bool_)])
-    users = np.concatenate([moments.users, every.users])
-    fitted_head = reliability.fit(phi, labels, users, run.options.reliability, run.options.seed)
-    predicted = fitted_head.predicted[: len(pairs)]
+    run.on_progress(Progress("what refreshes gain", 0, 1))
+    expected = expected_gains(bench.catalogue, moments, data.fresh, repaired, fresh_alpha, alphas)
+    realised = reliability.gain(fresh_ranks) - reliability.gain(served_ranks)
+    worth = fit_worth(data.phi, expected, realised, moments.users, run.options.heads, run.options.seed)
+    run.on_progress(Progress("what refreshes gain", 1, 1))
+    pays = reliability.pays(served_ranks, fresh_ranks)
 
     far = data.gap == GAP
     late_moments = moments.take(far)
-    alpha = fresh_alpha + (stale_alpha - fresh_alpha) * predicted[far]
     found |= summary(f"srm@gap{GAP}", evaluate.ranks(bench.catalogue, late_moments, None, 0.0))
     found |= summary(f"fused_fresh@gap{GAP}", fresh_ranks[far])
-    found |= summary(
-        f"fused_stale@gap{GAP}", evaluate.ranks(bench.catalogue, late_moments, data.stale[far], fresh_alpha)
-    )
-    found |= summary(f"fused_calibrated@gap{GAP}", evaluate.ranks(bench.catalogue, late_moments, repaired[far], alpha))
+    found |= summary(f"fused_stale@gap{GAP}", stale_ranks[far])
+    found |= summary(f"fused_calibrated@gap{GAP}", served_ranks[far])
     found |= {
         "moments": float(len(every)),
         f"moments@gap{GAP}": float(far.sum()),
@@ -95,9 +120,12 @@ def judge(
         LEARNED: weight,
         "blend.live": blend.live,
         "blend.text": blend.text,
-        "staleness.auc": auc(predicted, pays),
-        "staleness.ece": expected_calibration_error(predicted, pays),
-        "staleness.share": float(pays.mean()) if len(pays) else 0.0,
+        "staleness.auc": auc(s, was_stale),
+        "staleness.ece": expected_calibration_error(s, was_stale),
+        "staleness.share": float(was_stale.mean()) if len(pairs) else 0.0,
         "staleness.pairs": float(len(pairs)),
+        "worth.auc": auc(worth.predicted, pays),
+        "worth.share": float(pays.mean()) if len(pairs) else 0.0,
+        "worth.mean": float(realised.mean()) if len(pairs) else 0.0,
     }
-    return (fresh_alpha, stale_alpha), fitted_head.head, found
+    return Judged((fresh_alpha, stale_alpha), staleness.head, worth.head, found)

@@ -14,7 +14,7 @@ class FitOptions:
     ``full_softmax_items`` are trained with the full softmax, larger ones with a batch's targets and ``negatives`` more.
     ``final_epochs`` over training and validation period together follow when everything is chosen: a model that stops
     at the validation period knows fewer items. On Beauty nine of them, at the full rate, were worth as much as training
-    anew over both periods, and four at half the rate were worth a third less (judged on the period after the next).
+    anew over both periods, and four at half the rate were worth a fifth less (judged on the period after the next).
     """
 
     dim: int
@@ -55,7 +55,7 @@ class MomentOptions:
 
     train: int = 5_000
     valid: int = 3_000
-    valid_stretch: int = 24
+    valid_stretch: int = 36
     encoded_train: int = 850
     encoded_valid: int = 500
     characters: int = 800_000
@@ -77,8 +77,8 @@ class CalibratorOptions:
 
 
 @dataclass(frozen=True)
-class ReliabilityOptions:
-    """How the staleness head is trained."""
+class HeadOptions:
+    """How the heads over the staleness signals are trained."""
 
     hidden: int = 16
     epochs: int = 40
@@ -114,7 +114,7 @@ class TrainOptions:
     projector: ProjectorOptions = field(default_factory=ProjectorOptions)
     moments: MomentOptions = field(default_factory=MomentOptions)
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
-    reliability: ReliabilityOptions = field(default_factory=ReliabilityOptions)
+    heads: HeadOptions = field(default_factory=HeadOptions)
     srm_kind: str = "gru4rec"
     """The device's small model, one of `streams.bundle.SRM_TENSORS`; `with_srm` sets it."""
 

@@ -3,7 +3,7 @@
 1. histories up to the test period; nothing later is read;
 2. on the training period: the SRM and the cloud's sequence network, while another thread encodes texts and asks the
    live index about the past; the projector;
-3. on the validation period: the live formula, the blend, α, the staleness head, and what everything is worth; the
+3. on the validation period: the live formula, the blend, α, the heads over the signals, what everything is worth; the
    calibrator is distilled on the training period before;
 4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
 5. save.
@@ -29,7 +29,7 @@ from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
 from cloud_worker.live.index import LiveIndex, LiveOptions
 from cloud_worker.sequence import SequenceModel
-from cloud_worker.training import blending, evaluate, live, projector, reliability, srm, text
+from cloud_worker.training import blending, evaluate, live, projector, srm, text
 from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.background import Background
 from cloud_worker.training.bench import Bench, make_bench
@@ -38,7 +38,7 @@ from cloud_worker.training.checkpoints import Checkpoints
 from cloud_worker.training.controls import Controls, save_controls
 from cloud_worker.training.data import Histories, make_histories
 from cloud_worker.training.fusion import GRID, best_alpha
-from cloud_worker.training.judging import judge
+from cloud_worker.training.judging import Judged, judge
 from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
 from cloud_worker.training.one_network import go_on, train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, silent
@@ -129,8 +129,9 @@ def train_bundle(
             "phi.mean": stage.bench.phi_mean,
             "phi.scale": stage.bench.phi_scale,
             **bundle.repair.tensors(),
-            **stage.head.tensors(),
-            "fusion.alpha": np.array(stage.alphas, np.float32),
+            **stage.judged.staleness.tensors("staleness"),
+            **stage.judged.worth.tensors("worth"),
+            "fusion.alpha": np.array(stage.judged.alphas, np.float32),
         },
         bundle.networks.projector.tensors() | bundle.networks.sequence.tensors(),
         _seed_of_live(histories, stage.live),
@@ -151,8 +152,7 @@ class _Stage:
     repair: calibration.Calibrator
     live: LiveOptions
     blend: Blend
-    alphas: tuple[float, float]
-    head: reliability.StalenessHead
+    judged: Judged
     metrics: dict[str, float]
 
 
@@ -207,10 +207,11 @@ def _first_stage(run: Run, background: Background) -> _Stage:
     run.seed_torch("calibrator")
     repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden).to(run.device)
     _distil(run, "calibrator", repair, bench, pairs, options.calibrator.epochs, generator)
-    alphas, head, metrics = judge(run, bench, repair, answers.take(at), blend, space)
+    judged = judge(run, bench, repair, answers.take(at), blend, space)
+    metrics = judged.metrics
     metrics |= {f"live.{index}": value for index, value in enumerate(live_values)}
     metrics |= {"snapshots": float(len(snapshots)), "encoded": float(snapshots.encoded.sum())}
-    return _Stage(networks, answers, bench, repair, formula, blend, alphas, head, metrics)
+    return _Stage(networks, answers, bench, repair, formula, blend, judged, metrics)
 
 
 def _second_stage(run: Run, first: _Stage) -> _Stage:

@@ -40,6 +40,8 @@ class Signals(NamedTuple):
     """(B, P) staleness signals (see `device_agent.staleness`); zero without an embedding."""
     score: Callable[[Floats, Bools], Floats]
     """The bundle's staleness model, behind `staleness`."""
+    gain: Callable[[Floats, Bools], Floats]
+    """The bundle's model of what a refresh gains, behind `worth`."""
     since_request: Ints
     """Interactions since this arm's last request; all of them where it never asked."""
     since_request_ms: Ints
@@ -54,6 +56,11 @@ class Signals(NamedTuple):
     def staleness(self) -> Floats:
         """(B,) s in [0, 1]; 1 without an embedding. Computed when it is asked for: most policies do not."""
         return self.score(self.phi, self.has_embedding)
+
+    @property
+    def worth(self) -> Floats:
+        """(B,) discounted gain that a refresh is expected to add; 1 without an embedding. Computed when asked for."""
+        return self.gain(self.phi, self.has_embedding)
 
     @property
     def reliability(self) -> Floats:

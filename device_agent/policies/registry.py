@@ -23,6 +23,7 @@ from device_agent.policies.disagreement import Disagreement
 from device_agent.policies.drift import Drift
 from device_agent.policies.fixed import Always, EveryN, Never, Random, Ttl
 from device_agent.policies.reliability import Reliability
+from device_agent.policies.worth import Worth
 from streams.errors import SettingsError
 from streams.experiment.arms import ArmSpec
 
@@ -36,6 +37,7 @@ BUILT_IN: Final[Mapping[str, type[BasePolicy]]] = MappingProxyType(
         "ttl": Ttl,
         "drift": Drift,
         "reliability": Reliability,
+        "worth": Worth,
         "disagreement": Disagreement,
         "random": Random,
     }

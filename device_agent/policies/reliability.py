@@ -1,4 +1,4 @@
-"""Refresh when a refresh is likely to pay: the bundle's staleness head decides.
+"""Refresh when the cached embedding is not to be relied on: the bundle's staleness head decides.
 
 Source: SCaLRec (arXiv 2601.22543), reliability of cached semantics: a reconstruction from the abstract.
 """
@@ -16,8 +16,8 @@ from device_agent.policies.scored import ScoredPolicy
 class Reliability(ScoredPolicy, frozen=True):
     """Refresh when staleness s = 1 - r is high.
 
-    s is the probability that a fresh embedding would put the next item clearly higher than the calibrated cached one,
-    so the threshold is a price: ask where more than so many of a hundred refreshes pay.
+    s is the probability that a fresh embedding would put the next item clearly higher than the cached one, as it is.
+    It does not leave out what the device repairs itself; the policy ``worth`` does.
     """
 
     step: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02

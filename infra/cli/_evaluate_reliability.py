@@ -40,10 +40,11 @@ def reliability(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether the staleness score is right, and what a refresh is worth where it asks for one.
+    """Whether the staleness score is right, and what refreshes are worth where each score asks for them.
 
-    AUC, ECE and reliability diagram against "a refresh pays"; gain and precision of the refreshes that each score
-    would hand out at 5, 10 and 20 %, against random, gap, age, cosine and rank disagreement.
+    AUC, ECE and diagram of staleness s against "a refresh pays", with the stale embedding and with the calibrated one
+    instead of it; gain and precision of the refreshes that the expected gain w would hand out at 5, 10 and 20 %,
+    against s, random, gap, age, cosine and rank disagreement.
     """
     wanted = numbers(gaps, "--gaps")
     candidates = ctx.obj.settings.cloud.candidates
@@ -64,7 +65,7 @@ def reliability(
         )
         run.bars.show("resampling", 0, 1)
         kept = sorted(set(found.gap.tolist()))
-        labels = (measure.CALIBRATED, measure.STALE)
+        labels = (measure.STALE, measure.CALIBRATED)
         qualities = {(label, gap): measure.quality(found, label, gap) for label in labels for gap in (None, *kept)}
         diagrams = {label: measure.diagram(found, label) for label in labels}
         decisions = measure.decisions(found)
@@ -73,7 +74,9 @@ def reliability(
             f"pairs: each of {len(period.moments)} moments with each gap of {','.join(map(str, kept))} that its "
             f"history bears, {len(found.gap)} in all; lists of {candidates} candidates"
         )
-        run.notes.append(f"a refresh pays where it lifts 1/log2(1+rank) of what was taken by more than {measure.PAYS}")
+        run.notes.append(
+            f"a refresh pays where it lifts 1/log2(1+rank) of what was taken by more than {measure.CLEARLY}"
+        )
         run.warn_of_few_users(found.resamples.n_users)
         result = {
             "rows": [_quality_row(*key, each) for key, each in qualities.items()],
@@ -153,22 +156,24 @@ def _diagram_table(without: str, bins: list[Bin]) -> Any:
 def _decisions_table(decisions: list[Decision]) -> Any:
     from rich.table import Table
 
+    from cloud_worker.evaluation.reliability import OURS
+
     rates = list(dict.fromkeys(each.rate for each in decisions))
     table = Table(
         title="refreshes handed out by a score: NDCG@10 that one brings (fused fresh less fused calibrated)",
-        caption="pays: share of the refreshes that pay; s less it: gain by s less gain by this score, paired, "
+        caption="pays: share of the refreshes that pay; w less it: gain by w less gain by this score, paired, "
         "* if its 95 % interval leaves out 0",
     )
     table.add_column("score", no_wrap=True)
     for rate in rates:
-        for column in (f"{rate:.0%}: gain", "pays", "s less it"):
+        for column in (f"{rate:.0%}: gain", "pays", "w less it"):
             table.add_column(column, justify="right", no_wrap=True)
     by = {(each.score, each.rate): each for each in decisions}
     for score in dict.fromkeys(each.score for each in decisions):
         values = []
         for rate in rates:
             each = by[score, rate]
-            over = "" if score == "staleness s" else signed(each.ours_over)
+            over = "" if score == OURS else signed(each.ours_over)
             values += [signed(each.gain), f"{each.precision.mean:.1%}", over]
         table.add_row(score, *values)
     return table

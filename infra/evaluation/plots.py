@@ -15,7 +15,6 @@ from cloud_worker.evaluation.reliability import curve
 from streams.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from cloud_worker.evaluation.bootstrap import Interval
     from cloud_worker.evaluation.reliability import Bin, Decision, Sample
     from cloud_worker.evaluation.staleness import Cell, Column
     from infra.evaluation.runtime import Timing
@@ -39,7 +38,8 @@ SCORE_COLOURS: Final[Mapping[str, str]] = {
     "age": "#f0e442",
     "1 - cos(e, m)": "#56b4e9",
     "disagreement": "#cc79a7",
-    "staleness s": "#009e73",
+    "staleness s": "#0072b2",
+    "expected gain w": "#009e73",
 }
 _PALE: Final = {"item-kNN", "cloud stale", "calibrated", "fused stale, α by s"}
 
@@ -96,9 +96,9 @@ def plot_reliability(
         For each thing that is served without a refresh.
     """
     rates = [step / 50 for step in range(51)]
-    with figure(path, f"Does staleness s say when a refresh pays? {dataset}", 1, 3) as (fig, axes):
+    with figure(path, f"Do staleness s and expected gain w say when a refresh pays? {dataset}", 1, 3) as (fig, axes):
         largest = 0.0
-        for (without, bins), colour in zip(diagrams.items(), ("#009e73", "#d55e00"), strict=True):
+        for (without, bins), colour in zip(diagrams.items(), ("#d55e00", "#009e73"), strict=True):
             x, y = [each.predicted for each in bins], [each.observed.mean for each in bins]
             down = [max(0.0, each.observed.mean - each.observed.low) for each in bins]
             up = [max(0.0, each.observed.high - each.observed.mean) for each in bins]
@@ -112,7 +112,7 @@ def plot_reliability(
         offset = -0.3
         for score, colour in SCORE_COLOURS.items():
             if score in found.scores:
-                width = 2.2 if score == "staleness s" else 1.2
+                width = 2.2 if score == "expected gain w" else 1.2
                 axes[1].plot(rates, curve(found, score, rates), label=score, color=colour, lw=width)
                 each = [decision for decision in decisions if decision.score == score]
                 at = [nth + offset for nth in range(len(each))]
@@ -122,7 +122,7 @@ def plot_reliability(
                 axes[2].errorbar(
                     at, means, [down, up], color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score
                 )
-                offset += 0.12
+                offset += 0.1
         axes[1].set(title="NDCG@10 that refreshes add to all pairs", xlabel="share of pairs refreshed")
         kept = list(dict.fromkeys(decision.rate for decision in decisions))
         axes[2].axhline(0, color="#555555", lw=0.8)
@@ -132,7 +132,7 @@ def plot_reliability(
             xticks=range(len(kept)),
             xticklabels=[f"{rate:.0%}" for rate in kept],
         )
-        fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+        fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
 
 
 def plot_runtime(path: Path, dataset: str, timings: Sequence[Timing]) -> None:

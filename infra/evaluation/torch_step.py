@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cloud_worker.training.calibrator import Calibrator
-from cloud_worker.training.reliability import StalenessHead
+from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.srm import srm_from_tensors
 from device_agent.ranking import Mode
 from device_agent.serving import Pairs
@@ -46,7 +46,7 @@ class TorchStep:
         self._d, self._n = bundle.manifest.d, bundle.manifest.n_items
         self._exclude_seen = bundle.manifest.exclude_seen
         self._repair = Calibrator.from_tensors(bundle.device)
-        self._head = StalenessHead.from_tensors(bundle.device)
+        self._head = SignalHead.from_tensors(bundle.device, "staleness")
         self._srm = srm_from_tensors(bundle.device)
         self._mean, self._scale = tensors["phi.mean"], tensors["phi.scale"]
         self._cloud = tensors["item_vectors"].T.contiguous(), tensors["item_bias"]

@@ -12,9 +12,9 @@ from cloud_worker.encoder import EncodedBatch
 from cloud_worker.training.options import (
     CalibratorOptions,
     FitOptions,
+    HeadOptions,
     MomentOptions,
     ProjectorOptions,
-    ReliabilityOptions,
     TrainOptions,
 )
 from streams.datasets import Prepared
@@ -31,7 +31,7 @@ OPTIONS = TrainOptions(
     projector=ProjectorOptions(hidden=32, stand_in_positions=2_000, epochs=2, batch=128, learning_rate=5e-3),
     moments=MomentOptions(train=200, valid=120, encoded_train=60, encoded_valid=40),
     calibrator=CalibratorOptions(hidden=16, epochs=3),
-    reliability=ReliabilityOptions(hidden=4, epochs=5),
+    heads=HeadOptions(hidden=4, epochs=5),
 )
 
 

@@ -205,7 +205,16 @@ def test_reliability_pairs_gains_and_scores_belong_together(period):
     assert len(found.gap) == sum(len(period.pairs(gap)[0]) for gap in GAPS)
     assert not found.pays[reliability.STALE][found.gap == 0].any()
     assert (found.gains[found.pays[reliability.CALIBRATED]] >= 0).all()
-    assert set(found.scores) >= {"random", "gap", "age", "1 - cos(e, m)", "disagreement", "staleness s", "oracle"}
+    assert set(found.scores) >= {
+        "random",
+        "gap",
+        "age",
+        "1 - cos(e, m)",
+        "disagreement",
+        "staleness s",
+        "expected gain w",
+        "oracle",
+    }
     assert ((found.staleness > 0) & (found.staleness < 1)).all()
     assert (found.scores["1 - cos(e, m)"][found.gap == 0] == found.scores["1 - cos(e, m)"].min()).all()
 
@@ -218,8 +227,8 @@ def test_decisions_spend_the_budget_and_nothing_beats_the_oracle(period):
         assert all(made[score, rate].gain.mean <= best + 1e-9 for score in found.scores)
         assert made["random", rate].gain.mean == pytest.approx(found.gains.mean())
         assert made["random", rate].precision.mean == pytest.approx(found.pays[reliability.CALIBRATED].mean())
-        assert made["staleness s", rate].ours_over.mean == pytest.approx(0)
-    assert reliability.curve(found, "staleness s", [0.0, 1.0]) == pytest.approx([0.0, found.gains.mean()])
+        assert made["expected gain w", rate].ours_over.mean == pytest.approx(0)
+    assert reliability.curve(found, "expected gain w", [0.0, 1.0]) == pytest.approx([0.0, found.gains.mean()])
 
 
 def test_the_diagram_holds_every_pair_once(period):

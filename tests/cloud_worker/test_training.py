@@ -16,10 +16,10 @@ from cloud_worker.training.controls import load_controls
 from cloud_worker.training.options import (
     CalibratorOptions,
     FitOptions,
+    HeadOptions,
     MomentOptions,
     Progress,
     ProjectorOptions,
-    ReliabilityOptions,
     TrainOptions,
     in_a_hurry,
 )
@@ -39,7 +39,7 @@ TINY = TrainOptions(
     projector=ProjectorOptions(hidden=32, stand_in_positions=10_000, epochs=3, batch=128, learning_rate=5e-3),
     moments=MomentOptions(train=250, valid=100, encoded_train=120, encoded_valid=60),
     calibrator=CalibratorOptions(hidden=16, epochs=3),
-    reliability=ReliabilityOptions(hidden=4, epochs=5),
+    heads=HeadOptions(hidden=4, epochs=5),
 )
 
 

@@ -18,9 +18,9 @@ from cloud_worker.training.networks import sequence_embeddings
 from cloud_worker.training.options import (
     CalibratorOptions,
     FitOptions,
+    HeadOptions,
     MomentOptions,
     ProjectorOptions,
-    ReliabilityOptions,
 )
 from cloud_worker.training.snapshots import choose, pairs_of
 from streams.bundle import PHI, device_tensors
@@ -539,21 +539,21 @@ def test_staleness_head_is_calibrated_across_users_and_finds_what_decides():
     phi = rng.normal(size=(6_000, len(PHI))).astype(np.float32)
     truth = 1 / (1 + np.exp(-(2.0 * phi[:, 2] - 1.5 * phi[:, 0] - 0.7)))
     labels = rng.random(6_000) < truth
-    found = reliability.fit(phi, labels, np.arange(6_000) // 20, ReliabilityOptions(epochs=15), seed=0)
+    found = reliability.fit(phi, labels, np.arange(6_000) // 20, HeadOptions(epochs=15), seed=0)
     assert auc(found.predicted, labels) > auc(truth, labels) - 0.02
     assert expected_calibration_error(found.predicted, labels) < 0.03
-    tensors = found.head.tensors()
+    tensors = found.head.tensors("staleness")
     hidden = np.tanh(phi @ tensors["staleness.0.weight"].T + tensors["staleness.0.bias"])
     logits = hidden @ tensors["staleness.2.weight"][0] + tensors["staleness.2.bias"]
-    np.testing.assert_allclose(logits, found.head.logits(phi), atol=1e-5)
+    np.testing.assert_allclose(logits, found.head.values(phi), atol=1e-5)
 
 
 def test_staleness_head_survives_a_single_class_and_no_moments():
     phi = np.random.default_rng(0).normal(size=(50, len(PHI))).astype(np.float32)
-    found = reliability.fit(phi, np.zeros(50, bool), np.arange(50), ReliabilityOptions(epochs=5), seed=0)
+    found = reliability.fit(phi, np.zeros(50, bool), np.arange(50), HeadOptions(epochs=5), seed=0)
     assert np.isfinite(found.predicted).all()
-    nothing = reliability.fit(phi[:0], np.zeros(0, bool), np.zeros(0, int), ReliabilityOptions(epochs=5), seed=0)
-    assert np.isfinite(nothing.head.logits(phi)).all()
+    nothing = reliability.fit(phi[:0], np.zeros(0, bool), np.zeros(0, int), HeadOptions(epochs=5), seed=0)
+    assert np.isfinite(nothing.head.values(phi)).all()
 
 
 def test_a_refresh_pays_where_it_lifts_the_item_clearly():

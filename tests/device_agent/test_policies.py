@@ -12,12 +12,13 @@ from device_agent.policies.base import NEVER_MS, BasePolicy, Decision, Signals
 from device_agent.policies.fixed import uniform
 from device_agent.policies.registry import BUILT_IN, build_policy, policy_names
 from device_agent.staleness import COS_RECENT, StalenessModel
+from device_agent.worth import WorthModel
 from streams.bundle import PHI
 from streams.errors import SettingsError
 from streams.experiment.arms import ArmSpec, parse_arm
 from tests.device_agent.core_helpers import small_bundle
 
-MODEL = StalenessModel(small_bundle().device)
+MODEL, WORTH = StalenessModel(small_bundle().device), WorthModel(small_bundle().device)
 
 
 def signals(n=1, *, cos_recent=1.0, agreement=1.0, **given):
@@ -36,7 +37,7 @@ def signals(n=1, *, cos_recent=1.0, agreement=1.0, **given):
     } | given
     hashes = np.asarray(defaults.pop("event_hash", np.arange(1, n + 1)), np.uint64)
     arrays = {name: np.broadcast_to(np.asarray(value), n) for name, value in defaults.items()}
-    return Signals(phi=phi, score=MODEL, event_hash=hashes, **arrays)
+    return Signals(phi=phi, score=MODEL, gain=WORTH, event_hash=hashes, **arrays)
 
 
 def decide(arm, told, scratch=None):
@@ -53,6 +54,8 @@ ARMS = [
     "drift:rate=0.2",
     "reliability:threshold=0.3",
     "reliability:rate=0.2",
+    "worth:threshold=0.05",
+    "worth:rate=0.2",
     "disagreement:rate=0.2",
     "random:p=0.5",
 ]
@@ -82,8 +85,9 @@ def test_without_initial_it_does_not(arm):
     assert not decide(f"{arm}{',' if ':' in arm else ':'}initial=false", told).request[0]
 
 
-def test_a_policy_can_ask_for_staleness_and_reliability():
+def test_a_policy_can_ask_for_staleness_reliability_and_worth():
     told = signals(2, has_embedding=[True, False])
+    assert told.worth[0] < 1 == told.worth[1]
     assert 0 < told.staleness[0] < 1 == told.staleness[1]
     assert np.allclose(told.reliability, 1 - told.staleness)
 
@@ -115,6 +119,14 @@ def test_reliability_asks_where_the_head_says_that_a_refresh_pays():
     assert (asked.request == (told.staleness >= 0.5)).all()
     assert (asked.score == told.staleness).all()
     assert not decide("reliability:threshold=0", signals(has_embedding=False, age_ms=NEVER_MS)).reason[0]
+
+
+def test_worth_asks_where_a_refresh_gains_more_than_its_price():
+    told = signals(60, cos_recent=np.linspace(-1, 1, 60))
+    price = float(np.median(told.worth.clip(0.001)))
+    asked = decide(f"worth:threshold={price}", told)
+    assert 0 < asked.request.sum() < 60
+    assert (asked.request == (told.worth >= np.float32(price))).all()
 
 
 def test_disagreement_asks_where_both_models_part():

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from device_agent.agent import APPLIED
 from device_agent.signals import write_age
 from device_agent.staleness import StalenessModel
+from device_agent.worth import WorthModel
 from streams.bundle import PHI
 from tests.device_agent.core_helpers import embed, make_core, make_wave, small_bundle
 
 pytest.importorskip("torch")
 
 from cloud_worker.training.data import Histories
-from cloud_worker.training.reliability import StalenessHead
+from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.signals import Spaces, recent_means, signals, unit_vectors
 
 USERS, LENGTH = 5, 12
@@ -96,16 +97,18 @@ def test_a_late_embedding_has_them_too():
     assert np.abs(phi - want).max() < 1e-4
 
 
-def test_the_trained_head_says_the_same_on_the_device():
+def test_the_trained_heads_say_the_same_on_the_device():
     import torch
 
     rng = np.random.default_rng(0)
     mean, scale = rng.normal(0, 1, len(PHI)).astype(np.float32), rng.uniform(0.5, 2, len(PHI)).astype(np.float32)
     torch.manual_seed(0)
-    head = StalenessHead(8)
+    head = SignalHead(8)
     head.rescale(4.0, -0.5)
     phi = rng.normal(0, 2, (50, len(PHI))).astype(np.float32)
-    want = 1 / (1 + np.exp(-head.logits((phi - mean) / scale)))
-    got = StalenessModel(head.tensors() | {"phi.mean": mean, "phi.scale": scale})(phi)
+    values = head.values((phi - mean) / scale)
+    tensors = head.tensors("staleness") | head.tensors("worth") | {"phi.mean": mean, "phi.scale": scale}
+    want = 1 / (1 + np.exp(-values))
     assert np.ptp(want) > 0.2
-    assert np.abs(got - want).max() < 1e-5
+    assert np.abs(StalenessModel(tensors)(phi) - want).max() < 1e-5
+    assert np.abs(WorthModel(tensors)(phi) - values).max() < 1e-5

@@ -1,0 +1,30 @@
+"""What a refresh is expected to gain: the discounted gain 1 / log2(1 + rank) that it adds to what is served without it.
+
+The staleness s is about the cached embedding as it is; much of that the device repairs itself. w is about what is left,
+which only the cloud can bring. How it is learned is in `cloud_worker.training.worth`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from device_agent.signal_head import SignalHead
+
+Floats = npt.NDArray[np.float32]
+
+
+class WorthModel:
+    """The bundle's expectation. A row's bits do not depend on the rows beside it."""
+
+    def __init__(self, tensors: Mapping[str, Floats]) -> None:
+        self._gain = SignalHead(tensors, "worth")
+
+    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """(...) w from φ (..., P); 1, which no refresh gains, where there is no embedding. None: all have one."""
+        w = self._gain(phi)
+        if has_embedding is not None:
+            w[~has_embedding] = 1
+        return w
