@@ -171,11 +171,11 @@ def _table(found: Compared) -> Any:
         "near: at most a tenth or one place away; in brackets: of those with an embedding",
     )
     table.add_column("arm", no_wrap=True)
-    for heading in ("events", "embedded", "demo", "offline", "offline less demo", "equal ranks", "near ranks"):
+    for heading in ("events", "embedded", "demo", "offline", "offline\nless demo", "equal\nranks", "near\nranks"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("as sent: less demo", justify="right", no_wrap=True)
-    table.add_column("equal ranks", justify="right", no_wrap=True)
-    table.add_column("agrees")
+    table.add_column("as sent\nless demo", justify="right", no_wrap=True)
+    table.add_column("as sent\nequal ranks", justify="right", no_wrap=True)
+    table.add_column("agrees", no_wrap=True)
     for each in found.arms:
         table.add_row(
             each.arm,
