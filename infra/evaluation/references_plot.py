@@ -24,7 +24,7 @@ def plot_references(path: Path, *, dataset: str, values: Mapping[str, Interval],
     """
     with figure(path, f"Our SRM and public references: {dataset}", 1, 2) as (_, axes):
         places = {name: -place for place, name in enumerate(values)}
-        panels = (("NDCG@10", values), ("NDCG@10: SRM less the method, paired", less))
+        panels = (("each method", values), ("SRM less the method, paired", less))
         for axis, (title, found) in zip(axes, panels, strict=True):
             for name, each in found.items():
                 error = [[each.mean - each.low], [each.high - each.mean]]
@@ -38,7 +38,8 @@ def plot_references(path: Path, *, dataset: str, values: Mapping[str, Interval],
                     ha="center",
                     fontsize=8,
                 )
-            axis.set(title=title, yticks=list(places.values()), yticklabels=list(places))
+            axis.set(title=title, xlabel="NDCG@10", yticks=list(places.values()))
+            axis.set_yticklabels(places if found is values else [])
             axis.set_ylim(-len(places) + 0.5, 0.6)
         axes[0].set_xlim(left=0)
         axes[1].axvline(0, color=COLOURS["SRM"], lw=1)
