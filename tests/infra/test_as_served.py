@@ -30,6 +30,7 @@ from streams.errors import BundleError, DatasetError, SettingsError
 from streams.experiment.ranking_metrics import ndcg_at
 from tests.bundles import make_bundle
 from tests.cloud_worker.evaluation_data import OPTIONS, HashEncoder, made_up
+from tests.command import Command
 from tests.in_process import InProcess
 
 ARMS = ("never", "steady=every-n:n=3", "drift=drift:rate=0.3")
@@ -233,6 +234,15 @@ def test_the_newest_demo_that_ran_to_its_end_is_taken(run, tmp_path):
         copied(run, tmp_path / "runs" / name)
     (tmp_path / "runs" / "demo-20260301-000000-aaaa").mkdir()  # interrupted
     assert newest_run(tmp_path).name == "demo-20260201-000000-aaaa"
+
+
+def test_the_command_says_what_to_do_where_there_is_nothing_to_compare(tmp_path):
+    command = Command(tmp_path / "home")
+    for arguments, words in (((), "run `driftline demo` first"), ((str(tmp_path / "none"),), "there is no run folder")):
+        done = command.run("evaluate", "demo", *arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
+    assert not (command.home / "evaluations").exists()
 
 
 def test_events_of_another_replay_are_no_part_of_the_record(run):
