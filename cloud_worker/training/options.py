@@ -122,11 +122,12 @@ class TrainOptions:
 def with_srm(options: TrainOptions, kind: str) -> TrainOptions:
     """Options for a small model of this kind, with what suits it.
 
-    A network that looks at a window is trained on stretches of it and the interaction that follows; its settings were
-    chosen on ML-100K's validation period.
+    A network that looks at a window is trained on stretches of it and the interaction that follows. SASRec's learning
+    rate is twice the GRU's: on ML-100K's validation period less did not bring it to an end in as many epochs.
     """
     if kind == "sasrec":
-        return replace(options, srm_kind=kind, srm=replace(options.srm, chunk=options.window + 1))
+        small = replace(options.srm, chunk=options.window + 1, learning_rate=2 * options.srm.learning_rate)
+        return replace(options, srm_kind=kind, srm=small)
     return replace(options, srm_kind=kind)
 
 

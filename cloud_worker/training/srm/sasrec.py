@@ -29,6 +29,9 @@ from streams.bundle import SASREC_BLOCKS
 
 _WINDOWS: Final = 512
 """Windows at a time where nothing is learned: 512 × 50 × 64 floats are 6.5 MB."""
+_PLACES_STD: Final = 0.7
+"""Of the places at the start. An item's part has variance 1; places much smaller are not told apart within the few
+hundred steps that a training has."""
 
 
 class Sasrec(Srm):
@@ -49,7 +52,7 @@ class Sasrec(Srm):
     def __init__(self, n_items: int, dim: int, window: int, dropout: float = 0.3) -> None:
         super().__init__(n_items, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
-        self.positions = nn.Parameter(torch.empty(window, dim).normal_(std=dim**-0.5))
+        self.positions = nn.Parameter(torch.empty(window, dim).normal_(std=_PLACES_STD))
         self.blocks = nn.ModuleList(_Block(dim, dropout) for _ in range(SASREC_BLOCKS))
         self.last_norm = nn.LayerNorm(dim, eps=1e-5)
         self.dropout = nn.Dropout(dropout)
