@@ -56,6 +56,7 @@ class Running:
             [sys.executable, str(home / "supervisor.py"), str(home)],
             env={**os.environ, "PYTHONPATH": root},
             start_new_session=True,  # a terminal's Ctrl-C goes to a whole foreground group: this is its stand-in
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would be ignored
         )
         self.until((home / "pids.json").exists)
         self.until(lambda: all("alive" in self.log(name) for name in ("polite", "stubborn")))
