@@ -28,7 +28,8 @@ while True: time.sleep(0.05)
 """
 
 SUPERVISOR = """
-import json, pathlib, sys, threading
+import json, pathlib, signal, sys, threading
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup it would be ignored
 from infra.launch import ProcessSpec, Supervisor, like_ctrl_c
 home = pathlib.Path(sys.argv[1])
 specs = [
@@ -56,7 +57,6 @@ class Running:
             [sys.executable, str(home / "supervisor.py"), str(home)],
             env={**os.environ, "PYTHONPATH": root},
             start_new_session=True,  # a terminal's Ctrl-C goes to a whole foreground group: this is its stand-in
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it would be ignored
         )
         self.until((home / "pids.json").exists)
         self.until(lambda: all("alive" in self.log(name) for name in ("polite", "stubborn")))
