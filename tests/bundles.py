@@ -92,6 +92,8 @@ def make_bundle(
         "times_ms": np.zeros(0, np.int64),
         "counts": np.zeros(n_items),
         "counts_at_ms": np.zeros(1, np.int64),
+        "taken": np.zeros(n_items, np.int64),
+        "takers": np.zeros(0, np.int32),
     }
     items = Items(
         ids=[f"i{index}" for index in range(n_items)],

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from cloud_worker.live.index import LiveIndex, LiveOptions
 from streams.errors import StoreError
 
-VERSION: Final = "1"
+VERSION: Final = "2"
 _REMEDY: Final = "remove it; the index is then built again from the bundle and the topic"
 
 

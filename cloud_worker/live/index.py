@@ -239,7 +239,7 @@ class LiveIndex:
         self._keys = np.concatenate([self._keys, np.zeros(more, np.uint64)])
 
     def _evict(self) -> None:
-        """Forget the users whose last interaction is the oldest. What items remember of them leads to empty rings."""
+        """Forget the users whose last interaction is the oldest, and what items remember of them."""
         newest = self._times.max(axis=1)
         many = max(1, len(newest) // _EVICTED_SHARE)
         gone = np.argpartition(newest, many - 1)[:many]
@@ -248,24 +248,29 @@ class LiveIndex:
         self._items[gone] = self.n_items
         self._times[gone] = 0
         self._lengths[gone] = 0
+        self._takers[np.isin(self._takers, gone)] = -1
         self._free = gone.tolist()
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
         """What the index knows, as arrays without the empty places: what a checkpoint and a bundle hold.
 
-        The item rings are left out: they follow from the users' rings, but for who came first at equal times.
+        The item rings are there too: they go further back than a ring of a user who takes much.
         """
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
         ring = self.options.ring
-        kept = np.minimum(self._lengths[slots], ring)
-        back = np.repeat(np.cumsum(kept), kept) - np.arange(int(kept.sum()))  # 1: the newest of its user
-        row = np.repeat(slots, kept)
-        place = (self._lengths[row] - back) % ring
+        row, place = _places(self._lengths[slots], ring)
+        row = slots[row]
+        item, of_item = _places(self._taken, self.options.takers)
+        takers = self._takers[item, of_item]
+        saved_as = np.full(len(self._lengths) + 1, -1, np.int32)  # the last one is for -1: nobody
+        saved_as[slots] = np.arange(len(slots))
         return {
             "keys": self._keys[slots],
             "lengths": self._lengths[slots],
             "items": self._items[row, place],
             "times_ms": self._times[row, place],
+            "taken": self._taken.copy(),
+            "takers": saved_as[takers],
             "counts": self._counts.copy(),
             "counts_at_ms": np.array([self._counts_at_ms], np.int64),
         }
@@ -287,6 +292,12 @@ class LiveIndex:
             raise ValueError(f"{len(items)} items and {len(times)} times of {len(lengths)} users do not fit together")
         if state["counts"].shape != (n_items,) or (len(items) and not 0 <= items.min() <= items.max() < n_items):
             raise ValueError(f"it belongs to another catalogue than this one of {n_items} items")
+        taken, takers = np.asarray(state["taken"], np.int64), np.asarray(state["takers"], np.int32)
+        item, of_item = _places(taken, options.takers)
+        if taken.shape != (n_items,) or len(takers) != len(item):
+            raise ValueError(f"{len(takers)} takers do not fit what is said of {len(taken)} items")
+        if len(takers) and not -1 <= takers.min() <= takers.max() < len(lengths):
+            raise ValueError(f"it names a user that is none of its {len(lengths)}")
         if len(lengths) > options.users:
             raise ValueError(f"{len(lengths)} users, at most {options.users} are kept")
         if len(lengths) > len(index._lengths):
@@ -294,17 +305,19 @@ class LiveIndex:
         index._lengths[: len(lengths)] = lengths
         index._keys[: len(lengths)] = state["keys"]
         index._slots = {key: slot for slot, key in enumerate(index._keys[: len(lengths)].tolist())}
-        row = np.repeat(np.arange(len(lengths)), kept)
-        back = np.repeat(np.cumsum(kept), kept) - np.arange(len(items))
-        place = (lengths[row] - back) % options.ring
+        row, place = _places(lengths, options.ring)
         index._items[row, place] = items
         index._times[row, place] = times
-        by_item = np.lexsort((times, items))
-        index._taken[...] = np.bincount(items, minlength=n_items)
-        nth = np.arange(len(items)) - np.repeat(np.cumsum(index._taken) - index._taken, index._taken)
-        late = nth >= np.repeat(index._taken, index._taken) - options.takers
-        chosen = by_item[late]
-        index._takers[items[chosen], nth[late] % options.takers] = row[chosen]
+        index._taken[...] = taken
+        index._takers[item, of_item] = takers
         index._counts[...] = np.asarray(state["counts"], np.float64)
         index._counts_at_ms = int(np.asarray(state["counts_at_ms"], np.int64)[0])
         return index
+
+
+def _places(pushed: Ints, size: int) -> tuple[Ints, Ints]:
+    """What rings of `size` places still hold after (R,) pushes into each: their rows and places, oldest first."""
+    kept = np.minimum(pushed, size)
+    row = np.repeat(np.arange(len(pushed)), kept)
+    back = np.repeat(np.cumsum(kept), kept) - np.arange(int(kept.sum()))  # 1: the newest of its row
+    return row, (pushed[row] - back) % size

@@ -81,6 +81,33 @@ def test_what_was_saved_answers_as_before_and_goes_on_alike(options, stream, his
     )
 
 
+def test_who_takes_much_is_still_found_by_what_he_took_long_ago_after_a_restart():
+    """The item rings reach further back than a ring of his."""
+    options = LiveOptions(ring=4, takers=8, users=10)
+    index = fed(options, Stream([1] * 6, [0, 1, 2, 3, 4, 5]))
+    again = LiveIndex.from_state(N, options, index.state())
+    now_ms = 10**12
+    assert ask(again, [0, 3], 2, now_ms)[4] == ask(index, [0, 3], 2, now_ms)[4] > 0
+    of_old_item_alone = ask(index, [0], 2, now_ms)
+    np.testing.assert_array_equal(ask(again, [0], 2, now_ms), of_old_item_alone)
+
+
+def test_a_user_who_was_forgotten_names_nobody_else():
+    """His place is given away; what items remember of him must not lead to who has it now."""
+    options = LiveOptions(ring=4, takers=8, users=2)
+    index = fed(options, Stream([1, 2], [0, 1]))
+    before = ask(index, [0], 9, 10**12)
+    assert not np.any(before), "one item: nothing beside it"
+    later = (np.array([3, 3], np.uint64), np.array([4, 5]), np.array([10**6, 10**6 + 1]))
+    index.observe(*later)  # somebody had to go
+    remembered = {key for key in (1, 2) if len(index.taken_before(key, 10**12))}
+    assert len(remembered) == 1
+    gone_item = 0 if 1 not in remembered else 1
+    assert not np.any(ask(index, [gone_item], 9, 10**12)), "item of the forgotten one leads to the newcomer"
+    again = LiveIndex.from_state(N, options, index.state())
+    assert not np.any(ask(again, [gone_item], 9, 10**12))
+
+
 @given(formulas, streams, histories, st.integers(1, 9))
 @settings(max_examples=150, deadline=None)
 def test_scores_are_finite_and_only_for_what_a_neighbour_took(options, stream, history, key):
@@ -188,7 +215,7 @@ def test_what_a_user_took_is_told_up_to_a_moment():
     assert index.items_taken == 6
 
 
-@pytest.mark.parametrize("damage", ["items", "lengths", "counts", "catalogue", "users"])
+@pytest.mark.parametrize("damage", ["items", "lengths", "counts", "catalogue", "users", "taken", "takers", "nobody"])
 def test_a_state_that_fits_nothing_is_refused(damage):
     options = LiveOptions(users=4)
     state = fed(options, Stream([1, 2, 3], [0, 1, 2])).state()
@@ -201,9 +228,15 @@ def test_a_state_that_fits_nothing_is_refused(damage):
         state["counts"] = state["counts"][:-1]
     elif damage == "catalogue":
         n_items = 2
+    elif damage == "taken":
+        state["taken"] = state["taken"][:-1]
+    elif damage == "takers":
+        state["takers"] = state["takers"][:-1]
+    elif damage == "nobody":
+        state["takers"] = state["takers"] + 7
     else:
         options = LiveOptions(users=2)
-    with pytest.raises(ValueError, match=r"fit together|catalogue|at most"):
+    with pytest.raises(ValueError, match=r"fit together|catalogue|at most|do not fit|is none of"):
         LiveIndex.from_state(n_items, options, state)
 
 
