@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 
-from cloud_worker.training.data import Histories, Ints, make_histories
-from cloud_worker.training.served import check_data
+from cloud_worker.training.data import Histories, Ints
+from cloud_worker.training.served import check_data, in_indexes
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
@@ -73,21 +72,7 @@ def whole_histories(bundle: Bundle, prepared: Prepared) -> Histories:
         The bundle was trained on other data.
     """
     check_data(bundle, prepared)
-    return _histories(bundle, prepared.events, bundle.manifest.test.start_ms)
-
-
-def histories_before_test(bundle: Bundle, prepared: Prepared) -> Histories:
-    """What the bundle's own models were trained on: nothing of the test period; ``trained`` ends before validation."""
-    known = prepared.events.filter(pl.col("event_time_ms") < bundle.manifest.test.start_ms)
-    return _histories(bundle, known, bundle.manifest.valid.start_ms)
-
-
-def _histories(bundle: Bundle, events: pl.DataFrame, trained_until_ms: int) -> Histories:
-    """In the bundle's item indexes."""
-    index = {item: row for row, item in enumerate(bundle.items.ids)}
-    items = np.array([index[item] for item in events["item_id"]], np.int64)
-    times = events["event_time_ms"].to_numpy()
-    return make_histories(events["device_id"].to_numpy(), items, times, len(index), trained_until_ms)
+    return in_indexes(bundle, prepared.events, bundle.manifest.test.start_ms)
 
 
 def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:

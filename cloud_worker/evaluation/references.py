@@ -16,12 +16,13 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cloud_worker.evaluation.drawn import draw_moments, histories_before_test
+from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.evaluation.neighbours import DECAY, LAST, ItemNeighbours, recent_counts
 from cloud_worker.evaluation.staleness import SRM, Column
 from cloud_worker.training import evaluate
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks, ranks_of
+from cloud_worker.training.served import histories_of
 from cloud_worker.training.srm import running_states, srm_from_tensors
 from streams.bundle import Bundle
 from streams.datasets import Prepared
@@ -131,7 +132,7 @@ def compare(
         Method(POPULARITY, counted - started, "interactions in the last tenth before the test period"),
         Method(KNN, time.monotonic() - counted, f"cosine, last {LAST} interactions, decay {DECAY}"),
     ]
-    trained = train(histories_before_test(bundle, prepared))
+    trained = train(histories_of(bundle, prepared))
     methods.append(Method(trained.name, trained.seconds, trained.settings))
     ours = f"{type(srm).__name__} of the bundle, h = {srm.items.embedding_dim}"
     methods.append(Method(SRM, bundle.manifest.metrics.get(SRM_SECONDS), ours))

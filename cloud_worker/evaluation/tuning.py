@@ -123,8 +123,7 @@ def _watched(histories: Histories, exclude_seen: bool, generator: np.random.Gene
             remedy="train a bundle with another --split",
         )
     rows = np.sort(generator.choice(rows, min(WATCHED, len(rows)), replace=False))
-    nothing = np.zeros((len(rows), 0), np.float32)  # a reference has states of its own
-    return evaluate.Moments(histories, users[rows], positions[rows], nothing, exclude_seen)
+    return evaluate.Moments.without_states(histories, users[rows], positions[rows], exclude_seen=exclude_seen)
 
 
 def _sequences(histories: Histories, lengths: Ints) -> list[Ints]:

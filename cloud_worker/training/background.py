@@ -66,8 +66,7 @@ class Background:
             rows = np.sort(run.generator("live").choice(rows, LIVE_TRIALS, replace=False))
         users, positions = snapshots.users[rows], snapshots.positions[rows]
         trials = live.scores_at(run.histories, users, positions, live.CHOICES, exclude_seen=run.exclude_seen)
-        hidden = np.zeros((len(rows), 0), np.float32)
-        moments = evaluate.Moments(run.histories, users, positions, hidden, run.exclude_seen)
+        moments = evaluate.Moments.without_states(run.histories, users, positions, exclude_seen=run.exclude_seen)
         best, values = blending.best_live(trials, moments)
         chosen = live.CHOICES[best]
         (everywhere,) = live.scores_at(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,11 @@ class Moments:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @classmethod
+    def without_states(cls, histories: Histories, users: Ints, positions: Ints, *, exclude_seen: bool) -> Self:
+        """Moments that no SRM is asked about."""
+        return cls(histories, users, positions, np.zeros((len(users), 0), np.float32), exclude_seen)
 
     @property
     def targets(self) -> Ints:

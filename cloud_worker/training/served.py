@@ -61,15 +61,16 @@ def check_encoder(bundle: Bundle, encoder: Encoder) -> None:
 def histories_of(bundle: Bundle, prepared: Prepared) -> Histories:
     """What the bundle was trained on: everything before its test period, and nothing of it."""
     manifest = bundle.manifest
-    events = prepared.events.filter(pl.col("event_time_ms") < manifest.test.start_ms)
+    known = prepared.events.filter(pl.col("event_time_ms") < manifest.test.start_ms)
+    return in_indexes(bundle, known, manifest.valid.start_ms)
+
+
+def in_indexes(bundle: Bundle, events: pl.DataFrame, trained_until_ms: int) -> Histories:
+    """Events as histories in the bundle's item indexes; ``trained`` counts those before an event time."""
     index = {item: row for row, item in enumerate(bundle.items.ids)}
-    return make_histories(
-        events["device_id"].to_numpy(),
-        np.array([index[item] for item in events["item_id"]], np.int64),
-        events["event_time_ms"].to_numpy(),
-        len(index),
-        manifest.valid.start_ms,
-    )
+    items = np.array([index[item] for item in events["item_id"]], np.int64)
+    times = events["event_time_ms"].to_numpy()
+    return make_histories(events["device_id"].to_numpy(), items, times, len(index), trained_until_ms)
 
 
 def networks_of(bundle: Bundle) -> Networks:

@@ -183,9 +183,10 @@ def _first_stage(run: Run, background: Background) -> _Stage:
     formula, live_scores, live_values = background.live.result()
     answers = _answers(run, networks, snapshots, stand_ins, profiles, live_scores)
 
-    hidden = srm.running_states(small, histories, snapshots.users, snapshots.positions)
     at = np.flatnonzero(snapshots.valid)
-    every = evaluate.Moments(histories, snapshots.users[at], snapshots.positions[at], hidden[at], run.exclude_seen)
+    every = evaluate.Moments.without_states(
+        histories, snapshots.users[at], snapshots.positions[at], exclude_seen=run.exclude_seen
+    )
     run.on_progress(Progress("choosing the blend", 0, 1))
     blend = blending.best_blend(answers.take(at), every, space)
     run.on_progress(Progress("choosing the blend", 1, 1, f"live {blend.live:.2f}, text {blend.text:.2f}"))

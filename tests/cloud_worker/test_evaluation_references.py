@@ -9,13 +9,14 @@ import polars as pl
 import pytest
 
 from cloud_worker.evaluation import staleness
-from cloud_worker.evaluation.drawn import draw_moments, histories_before_test
+from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.evaluation.gru4rec_settings import CANDIDATES, walks
 from cloud_worker.evaluation.references import Trained, compare, reference_ranks
 from cloud_worker.evaluation.test_period import load_test_period
 from cloud_worker.evaluation.tuning import PATIENCE, train_tuned
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.evaluate import Moments
+from cloud_worker.training.served import histories_of
 from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
 from streams.datasets import global_time_split
@@ -143,7 +144,7 @@ def test_a_reference_is_given_nothing_of_the_test_period_and_knows_where_validat
     assert histories.trained.sum() == split.train.interactions
     later = pl.col("event_time_ms") >= split.test.start_ms
     changed = prepared.events.with_columns(item_id=pl.when(later).then(pl.lit("i3")).otherwise("item_id"))
-    again = histories_before_test(bundle, prepared_of(changed, prepared.manifest.hash))
+    again = histories_of(bundle, prepared_of(changed, prepared.manifest.hash))
     assert np.array_equal(histories.items, again.items)
 
 
