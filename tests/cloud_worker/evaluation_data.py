@@ -68,12 +68,12 @@ def made_up(seed: int = 0) -> Prepared:
     return prepared_of(events, f"hash-{seed}")
 
 
-def prepared_of(events: pl.DataFrame, content: str) -> Prepared:
+def prepared_of(events: pl.DataFrame, content: str, *, n_items: int = N_ITEMS, repeats: bool = False) -> Prepared:
     items = pl.DataFrame(
         {
-            "item_id": [f"i{i}" for i in range(N_ITEMS)],
-            "title": [f"title{i}" for i in range(N_ITEMS)],
-            "categories": [f"kind{i // 10}" for i in range(N_ITEMS)],
+            "item_id": [f"i{i}" for i in range(n_items)],
+            "title": [f"title{i}" for i in range(n_items)],
+            "categories": [f"kind{i // 10}" for i in range(n_items)],
         }
     )
     times = events["event_time_ms"]
@@ -86,10 +86,10 @@ def prepared_of(events: pl.DataFrame, content: str) -> Prepared:
         created="",
         events=len(events),
         devices=events["device_id"].n_unique(),
-        items=N_ITEMS,
+        items=n_items,
         start_ms=int(times[0]),
         end_ms=int(times[-1]),
-        repeats=False,
+        repeats=repeats,
         hash=content,
         left_out={},
         files={},

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from cloud_worker.encoder import EncodedBatch
 from cloud_worker.training.bundles import bundle_path, find_bundle, fits
 from cloud_worker.training.controls import load_controls
 from cloud_worker.training.options import (
@@ -27,8 +25,8 @@ from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
 from streams.datasets import Prepared, Split, global_time_split
 from streams.datasets.base import EVENT_SCHEMA
-from streams.datasets.prepared import Manifest as DatasetManifest
 from streams.errors import BundleError, EncoderError, TrainingError
+from tests.cloud_worker.evaluation_data import HashEncoder, prepared_of
 
 N_ITEMS = 40
 TINY = TrainOptions(
@@ -41,23 +39,6 @@ TINY = TrainOptions(
     calibrator=CalibratorOptions(hidden=16, epochs=3),
     heads=HeadOptions(hidden=4, epochs=5),
 )
-
-
-class HashEncoder:
-    """The port, with a direction for each word of a text: deterministic, and alike for alike texts."""
-
-    model_id = "hash-32"
-    dim = 32
-
-    def encode(self, texts):
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-        for row, text in enumerate(texts):
-            for word in text.lower().split():
-                seed = int.from_bytes(hashlib.blake2b(word.strip(".,;()").encode(), digest_size=4).digest(), "little")
-                vectors[row] += np.random.default_rng(seed).normal(size=self.dim).astype(np.float32)
-            vectors[row] += 1e-3
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return EncodedBatch(vectors, np.full(len(texts), 3, np.int64))
 
 
 class BrokenEncoder(HashEncoder):
@@ -75,32 +56,7 @@ def made_up(seed: int = 0, users: int = 60, length: int = 20) -> Prepared:
             at = (at + (1 if rng.random() < 0.9 else 7)) % N_ITEMS
             rows.append((f"u{user}", f"i{at}", int((start + step) * 3_600_000), "view", None))
     events = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row").sort("event_time_ms", maintain_order=True)
-    items = pl.DataFrame(
-        {
-            "item_id": [f"i{i}" for i in range(N_ITEMS)],
-            "title": [f"title{i}" for i in range(N_ITEMS)],
-            "categories": [f"kind{i // 10}" for i in range(N_ITEMS)],
-        }
-    )
-    times = events["event_time_ms"]
-    manifest = DatasetManifest(
-        schema=1,
-        name="made-up",
-        title="",
-        terms="",
-        source="",
-        created="",
-        events=len(events),
-        devices=users,
-        items=N_ITEMS,
-        start_ms=int(times[0]),
-        end_ms=int(times[-1]),
-        repeats=True,
-        hash=f"hash-{seed}",
-        left_out={},
-        files={},
-    )
-    return Prepared(Path(), manifest, events, items)
+    return prepared_of(events, f"hash-{seed}", n_items=N_ITEMS, repeats=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +83,7 @@ def test_bundle_loads_and_remembers_what_it_was_made_of(trained, data):
     manifest, path, _ = trained
     bundle = load_bundle(path)
     assert bundle.manifest == manifest
-    assert (manifest.dataset, manifest.encoder, manifest.text_dim, manifest.n_items) == ("made-up", "hash-32", 32, 40)
+    assert (manifest.dataset, manifest.encoder, manifest.text_dim, manifest.n_items) == ("made-up", "hash-16", 16, 40)
     assert (manifest.train, manifest.valid, manifest.test) == (data[1].train, data[1].valid, data[1].test)
     assert bundle.items.ids == data[0].items["item_id"].to_list()
     assert bundle.device["popularity"].sum() == data[1].train.interactions
