@@ -54,8 +54,8 @@ class MomentOptions:
     """Which moments the cloud model is asked about in training, and of how many the profile is really encoded."""
 
     train: int = 5_000
-    valid: int = 3_000
-    valid_stretch: int = 36
+    valid: int = 4_000
+    valid_stretch: int = 24
     encoded_train: int = 850
     encoded_valid: int = 500
     characters: int = 800_000
