@@ -8,7 +8,8 @@
     cloud.safetensors    what the cloud needs (see `CLOUD_TENSORS`)
     live.safetensors     who took what up to the test period: what the cloud's live index begins with
 
-The bundle id is the hash of the file hashes: a changed byte is another bundle, and loading says so.
+The bundle id is the hash of the file hashes and of what the manifest says, but for its measures and dates: a changed
+byte is another bundle, and loading says so. Other files may lie beside these; they are no part of the bundle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -179,6 +180,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the live index is asked: the fields of `cloud_worker.live.index.LiveOptions`."""
     quick: bool
     """Trained in a hurry, for a first demo: fewer epochs, fewer moments, no controls."""
+    retrained: bool
+    """Both networks went on over the validation period."""
     metrics: dict[str, float]
     """What training measured on the validation period."""
     files: dict[str, str]
@@ -229,8 +232,9 @@ def save_bundle(
     device: Mapping[str, npt.NDArray[np.floating]],
     cloud: Mapping[str, npt.NDArray[np.floating]],
     live: Mapping[str, npt.NDArray[Any]],
+    beside: Callable[[Path, str], None] = lambda _folder, _bundle_id: None,
 ) -> Manifest:
-    """Write a bundle directory, whole or not at all.
+    """Write a bundle directory, whole or not at all; a bundle that is there is replaced.
 
     Parameters
     ----------
@@ -238,12 +242,15 @@ def save_bundle(
         Every field of `Manifest` but format, bundle_id, files.
     live
         `cloud_worker.live.index.LiveIndex.state`: arrays of any type.
+    beside
+        Told the folder and the bundle's id before anybody sees them: writes what is to lie beside.
 
     Raises
     ------
     BundleError
-        A tensor is missing, has the wrong shape, or is not finite.
+        A tensor is missing, has the wrong shape, or is not finite; or a folder that is no bundle is in the way.
     """
+    refuse_to_replace(path)
     blobs = {
         ITEMS: msgspec.msgpack.encode(items),
         DEVICE: save_tensors({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in sorted(device.items())}),
@@ -251,7 +258,8 @@ def save_bundle(
         LIVE: save_tensors({k: np.ascontiguousarray(v) for k, v in sorted(live.items())}),
     }
     files = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
-    full = Manifest(format=FORMAT, bundle_id=_bundle_id(files), files=files, **manifest)
+    full = Manifest(format=FORMAT, bundle_id="", files=files, **manifest)
+    full = msgspec.structs.replace(full, bundle_id=_bundle_id(full))
     _check(full, items, device, cloud, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -260,9 +268,30 @@ def save_bundle(
     for name, blob in blobs.items():
         (scratch / name).write_bytes(blob)
     (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(full), indent=2))
-    shutil.rmtree(path, ignore_errors=True)
+    beside(scratch, full.bundle_id)
+    before = path.with_name(f".{path.name}.{os.getpid()}.before")
+    if path.exists():
+        path.rename(before)
     scratch.rename(path)
+    shutil.rmtree(before, ignore_errors=True)
     return full
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Refuse a folder that holds something else than a bundle: it would be deleted.
+
+    Raises
+    ------
+    BundleError
+        It is a file, or a folder with other things and no manifest in it.
+    """
+    if path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise BundleError(
+            f"{path} is there and is no bundle; a bundle would take its place",
+            remedy="name a folder that does not exist, or an older bundle",
+        )
 
 
 def load_bundle(path: Path, *, part: str = "all") -> Bundle:
@@ -297,7 +326,7 @@ def load_bundle(path: Path, *, part: str = "all") -> Bundle:
                 f"(SHA-256 {found[:12]}…, the manifest says {manifest.files[name][:12]}…)",
                 remedy="copy the bundle again, or train it anew",
             )
-    if set(manifest.files) != {ITEMS, DEVICE, CLOUD, LIVE} or manifest.bundle_id != _bundle_id(manifest.files):
+    if set(manifest.files) != {ITEMS, DEVICE, CLOUD, LIVE} or manifest.bundle_id != _bundle_id(manifest):
         raise BundleError(f"bundle {path}: its manifest was changed after it was written")
     try:
         items = msgspec.msgpack.decode(blobs[ITEMS], type=Items)
@@ -311,8 +340,10 @@ def load_bundle(path: Path, *, part: str = "all") -> Bundle:
     return Bundle(path, manifest, items, device, cloud if whole else {}, live if whole else {})
 
 
-def _bundle_id(files: Mapping[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{k} {files[k]}" for k in sorted(files)).encode()).hexdigest()[:16]
+def _bundle_id(manifest: Manifest) -> str:
+    """What two bundles share that behave alike; when they were made, and what was measured, is left out."""
+    alike = msgspec.structs.replace(manifest, bundle_id="", created="", driftline_version="", metrics={})
+    return hashlib.sha256(msgspec.json.encode(alike, order="deterministic")).hexdigest()[:16]
 
 
 def _check(

@@ -121,6 +121,7 @@ def make_bundle(
         "blend": {"sequence": 0.5, "text": 0.2, "live": 0.3},
         "live": {"last": 10, "users": 1000, "ring": 20, "takers": 16},
         "quick": False,
+        "retrained": True,
         "metrics": {},
         "srm": srm,
     }

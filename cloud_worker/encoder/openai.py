@@ -26,6 +26,11 @@ LONGEST_TOLD_WAIT_S: Final = 30.0
 """A server may ask for any Retry-After; the worker has deadlines."""
 
 
+def openai_id(model: str) -> str:
+    """The id of a model behind an endpoint."""
+    return f"openai-{model}"
+
+
 class OpenAIEncoder:
     """Asks a server. Its dimension is learned from a first, one-word call.
 
@@ -85,7 +90,7 @@ class OpenAIEncoder:
     @property
     def model_id(self) -> str:
         """The server's name of the model: its weights cannot be seen from here."""
-        return f"openai-{self._model}"
+        return openai_id(self._model)
 
     @property
     def dim(self) -> int:

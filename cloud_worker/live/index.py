@@ -175,7 +175,10 @@ class LiveIndex:
         asked = np.unique(asked)
         takers = self._takers[asked]
         row, column = np.nonzero(takers >= 0)
-        overlap = np.bincount(takers[row, column], of_item[asked[row]], len(self._lengths))
+        # Once for each item, however often he took it.
+        pairs = np.unique(row * len(self._lengths) + takers[row, column])
+        row, taker = np.divmod(pairs, len(self._lengths))
+        overlap = np.bincount(taker, of_item[asked[row]], len(self._lengths))
         if (me := self._slots.get(key)) is not None:
             overlap[me] = 0.0
         users = np.flatnonzero(overlap)

@@ -43,29 +43,38 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest if manifest.format == FORMAT else None
 
 
-def fits(manifest: Manifest, dataset_hash: str, split: Split | None = None, seed: int | None = None) -> bool:
-    """Whether a bundle was made by this version for these data, and for this split and seed if they are given."""
+def fits(
+    manifest: Manifest,
+    dataset_hash: str,
+    split: Split | None = None,
+    seed: int | None = None,
+    encoder: str | None = None,
+) -> bool:
+    """Whether a bundle was made by this version for these data, and for the split, seed and encoder that are given."""
     return (
         manifest.dataset_hash == dataset_hash
         and manifest.driftline_version == driftline_version()
         and (seed is None or manifest.seed == seed)
+        and (encoder is None or manifest.encoder == encoder)
         and (split is None or (manifest.train, manifest.valid, manifest.test) == (split.train, split.valid, split.test))
     )
 
 
-def find_bundle(home: Path, dataset: str, dataset_hash: str, split: Split | None = None) -> Path | None:
+def find_bundle(
+    home: Path, dataset: str, dataset_hash: str, split: Split | None = None, encoder: str | None = None
+) -> Path | None:
     """Return the newest bundle under `home` that this version made for a dataset with this content, a quick one last.
 
     Parameters
     ----------
     dataset, dataset_hash
         Name and content hash of the prepared dataset.
-    split
+    split, encoder
         None: any.
     """
     found: list[tuple[bool, str, Path]] = []
     for path in sorted((home / "bundles").glob(f"{dataset}-*")):
         manifest = read_manifest(path)
-        if manifest is not None and manifest.dataset == dataset and fits(manifest, dataset_hash, split):
+        if manifest is not None and manifest.dataset == dataset and fits(manifest, dataset_hash, split, None, encoder):
             found.append((not manifest.quick, manifest.created, path))
     return max(found)[2] if found else None

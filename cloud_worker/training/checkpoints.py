@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class Checkpoints:
         """Give `model` the weights that the step ended with; False where it did not end, or they cannot be read."""
         try:
             model.load_state_dict(torch.load(self._path(step), weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError):
             return False
         return True
 

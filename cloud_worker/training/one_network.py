@@ -116,4 +116,4 @@ def _watch(run: Run, model: srm.Srm | SequenceModel, generator: np.random.Genera
 def _epochs(run: Run, wanted: int, lengths: Ints) -> int:
     """No more than the data need: of large datasets fewer epochs see as many interactions."""
     positions = max(1, int(lengths.sum()))
-    return max(2, min(wanted, run.options.most_positions // positions)) if wanted else 0
+    return min(wanted, max(2, run.options.most_positions // positions))

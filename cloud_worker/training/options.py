@@ -126,7 +126,12 @@ def with_srm(options: TrainOptions, kind: str) -> TrainOptions:
     rate is twice the GRU's: on ML-100K's validation period less did not bring it to an end in as many epochs.
     """
     if kind == "sasrec":
-        small = replace(options.srm, chunk=options.window + 1, learning_rate=2 * options.srm.learning_rate)
+        small = replace(
+            options.srm,
+            chunk=options.window + 1,
+            learning_rate=2 * options.srm.learning_rate,
+            final_learning_rate=2 * options.srm.final_learning_rate,
+        )
         return replace(options, srm_kind=kind, srm=small)
     return replace(options, srm_kind=kind)
 
@@ -137,8 +142,8 @@ def in_a_hurry(options: TrainOptions) -> TrainOptions:
         options,
         quick=True,
         controls=False,
-        srm=replace(options.srm, epochs=7, final_epochs=1, learning_rate=4e-3),
-        sequence=replace(options.sequence, epochs=5, final_epochs=1, learning_rate=4e-3),
+        srm=replace(options.srm, epochs=7, final_epochs=2, learning_rate=4e-3),
+        sequence=replace(options.sequence, epochs=5, final_epochs=2, learning_rate=4e-3),
         most_positions=1_000_000,
         moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),
         calibrator=replace(options.calibrator, epochs=8, final_epochs=2),

@@ -44,7 +44,7 @@ from cloud_worker.training.one_network import go_on, train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, silent
 from cloud_worker.training.run import Run, torch_device
 from cloud_worker.training.snapshots import Pairs, Snapshots, pairs_of
-from streams.bundle import Items, Manifest, save_bundle
+from streams.bundle import Items, Manifest, refuse_to_replace, save_bundle
 from streams.datasets import Prepared, Split
 from streams.errors import TrainingError
 from streams.events import event_hash
@@ -80,8 +80,11 @@ def train_bundle(
     ------
     TrainingError
         The data are too few, the loss is not finite, or the torch device is not there.
+    BundleError
+        A folder that is no bundle is in the way.
     """
     started = time.monotonic()
+    refuse_to_replace(out)
     device = torch_device(options.device)
     histories = _histories(prepared, split, options)
     titles, categories = prepared.items["title"].to_list(), prepared.items["categories"].to_list()
@@ -118,6 +121,7 @@ def train_bundle(
             "blend": msgspec.to_builtins(stage.blend),
             "live": msgspec.to_builtins(stage.live),
             "quick": options.quick,
+            "retrained": options.retrain,
             "metrics": metrics,
         },
         Items(prepared.items["item_id"].to_list(), titles, categories),
@@ -135,9 +139,8 @@ def train_bundle(
         },
         bundle.networks.projector.tensors() | bundle.networks.sequence.tensors(),
         _seed_of_live(histories, stage.live),
+        lambda folder, bundle_id: None if controls is None else save_controls(folder, bundle_id, controls),
     )
-    if controls is not None:
-        save_controls(out, manifest.bundle_id, controls)
     checkpoints.remove()
     return manifest
 

@@ -79,12 +79,12 @@ class Evaluation:
         from infra.evaluation.run_folder import plain
 
         image = self.folder.path / f"{self.manifest['verb']}.png"
-        if plot is not None:
-            plot(image)
         meta = {**self.manifest, "notes": self.notes, "folder": str(self.folder.path)}
         whole = plain({"meta": meta, **result})
         self.folder.write_result(whole)
         self.folder.write_manifest(self.manifest)
+        if plot is not None:
+            plot(image)
         self.bars.__exit__()
         if self.as_json:
             print(json.dumps(whole))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,6 +48,10 @@ def replay(
         typer.Option("--max-lag", min=0, help="Wait while the devices are further behind; 0: never. [replay.max_lag]"),
     ] = None,
     bootstrap: Annotated[str | None, typer.Option("--bootstrap", help="host:port[,host:port] of the cluster.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Whose periods --from and --to name; the setting's, or the newest fitting."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
     """Send a dataset's interactions in event-time order, keyed by device, at a pace.
@@ -66,7 +71,7 @@ def replay(
     from streams.topics import Topics
 
     pace = _pace(speed, rate)
-    settings = load_settings(flags={"kafka.bootstrap": bootstrap})
+    settings = load_settings(flags={"kafka.bootstrap": bootstrap, "bundle": bundle})
     topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
     prepared = ensure_prepared(settings, dataset or settings.dataset)
     fresh = f"{prepared.manifest.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"

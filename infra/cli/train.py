@@ -57,7 +57,7 @@ def train(
 ) -> None:
     """Train a model bundle: SRM, cloud network, projector, live formula, blend, calibrator, staleness head, controls.
 
-    A fitting bundle (same data, split, seed, small model and version) is kept, and only shown.
+    A fitting bundle (same data, split, seed, encoder, small model and version) is kept, and only shown.
     """
     if ctx.invoked_subcommand is not None:
         given = [each for each in ctx.params if getattr(ctx.get_parameter_source(each), "name", "") == "COMMANDLINE"]
@@ -65,6 +65,7 @@ def train(
             verb = f"train {ctx.invoked_subcommand}"
             raise typer.BadParameter(f"options of `{verb}` come after it; before it: {', '.join(given)}")
         return
+    from cloud_worker.encoder.factory import encoder_id
     from cloud_worker.training.bundles import bundle_path, fits, read_manifest
     from streams.bundle import load_bundle
     from streams.datasets import ensure_prepared, global_time_split
@@ -79,7 +80,8 @@ def train(
     found = (
         manifest is not None
         and not force
-        and fits(manifest, prepared.manifest.hash, periods, seed)
+        and fits(manifest, prepared.manifest.hash, periods, seed, encoder_id(settings.cloud))
+        and manifest.retrained == retrain
         and manifest.quick == quick
         and manifest.srm == srm.value
     )

@@ -54,7 +54,8 @@ def up(
             with Supervisor(specs, on_event=lambda event: typer.echo(event.message)) as supervisor:
                 supervisor.wait_ready()
                 typer.echo(f"Kafka {broker.version} at {broker.bootstrap}; feed it with")
-                typer.echo(f"  driftline replay {dataset} --bootstrap {broker.bootstrap} --from test --rate 250")
+                where = f"--bootstrap {broker.bootstrap} --bundle {folder}"
+                typer.echo(f"  driftline replay {dataset} {where} --from test --rate 250")
                 for status in supervisor.statuses:
                     typer.echo(f"  {status.name}: {status.url}/metrics, log {status.log_file}")
                 supervisor.run_until(threading.Event())

@@ -28,7 +28,7 @@ from infra.workers import worker_specs
 from infra.workspace import Workspace, new_run_name
 from streams.bundle import Bundle
 from streams.datasets import Prepared, ensure_prepared
-from streams.errors import BrokerError, DriftlineError, EnvironmentProblem
+from streams.errors import BrokerError, DriftlineError
 from streams.events import Codec, Embedding
 from streams.experiment.accounting import Accounting, applied_exactly_once
 from streams.experiment.arms import Experiment
@@ -134,6 +134,8 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
         raise
     finally:
         broker.stop(STOP_BROKER_S)
+        for file in (settings.home / "live").glob(f"{name}.*"):  # of topics that nobody goes on with
+            file.unlink(missing_ok=True)
 
 
 def _replay_and_judge(
@@ -236,7 +238,7 @@ def _replay_and_judge(
     notes.append(_said_of(runtimes))
     try:
         _write_record(settings, options, prepared, bundle, run, served, runtimes)
-    except EnvironmentProblem as exc:
+    except DriftlineError as exc:
         notes.append(str(exc))  # the table is there all the same
     return DemoResult(report, notes, run)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
+from cloud_worker.encoder.factory import encoder_id
 from cloud_worker.training.bundles import find_bundle
 from infra.workspace import as_environment
 from streams.bundle import Bundle, load_bundle
@@ -101,5 +102,5 @@ class BundleInTheMaking:
                     remedy="name another bundle, or leave it out: one is trained",
                 )
             return given
-        path = find_bundle(settings.home, manifest.name, manifest.hash)
+        path = find_bundle(settings.home, manifest.name, manifest.hash, encoder=encoder_id(settings.cloud))
         return None if path is None else load_bundle(path, part="device")

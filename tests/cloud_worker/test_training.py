@@ -196,6 +196,8 @@ def test_a_bundle_is_found_for_its_data_only(trained, data, home):
     assert find_bundle(home, "made-up", "hash-0", split) == path
     assert find_bundle(home, "made-up", "another-hash") is None
     assert find_bundle(home, "made", "hash-0") is None
+    assert find_bundle(home, "made-up", "hash-0", encoder="hash-16") == path
+    assert find_bundle(home, "made-up", "hash-0", encoder="another-encoder") is None
     assert not fits(manifest, "hash-0", split, seed=1)
     assert not fits(manifest, "hash-0", dataclasses.replace(split, test=split.valid))
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -69,6 +68,21 @@ def test_a_changed_hash_or_id_in_the_manifest_is_noticed(bundle):
             load_bundle(bundle.path)
 
 
+@pytest.mark.parametrize("key", ["blend", "exclude_seen", "test", "recency_decay", "srm"])
+def test_what_a_manifest_says_of_behaviour_cannot_be_changed(bundle, key):
+    others = {
+        "blend": {"sequence": 1.0, "text": 0.0, "live": 0.0},
+        "exclude_seen": not bundle.manifest.exclude_seen,
+        "test": {"start_ms": 1, "end_ms": 2, "interactions": 1},
+        "recency_decay": 0.5,
+        "srm": "sasrec",
+    }
+    file = bundle.path / MANIFEST
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: others[key]}))
+    with pytest.raises(BundleError, match="was changed after it was written"):
+        load_bundle(bundle.path)
+
+
 @pytest.mark.parametrize(("key", "value"), [("n_items", 21), ("d", 9), ("srm_dim", 5), ("text_dim", 7)])
 def test_a_manifest_whose_sizes_do_not_fit_its_tensors_is_refused(bundle, key, value):
     file = bundle.path / MANIFEST
@@ -112,12 +126,8 @@ def sasrec(tmp_path):
     return make_bundle(tmp_path / "s", n_items=20, d=8, srm_dim=4, text_dim=6, window=7, srm="sasrec")
 
 
-def test_a_bundle_remembers_its_srm_and_one_from_before_there_was_a_choice_has_a_gru(bundle, sasrec):
+def test_a_bundle_remembers_its_srm(bundle, sasrec):
     assert load_bundle(sasrec.path).manifest.srm == "sasrec"
-    file = bundle.path / MANIFEST
-    older = json.loads(file.read_text())
-    del older["srm"]
-    file.write_text(json.dumps(older))
     assert load_bundle(bundle.path).manifest.srm == "gru4rec"
 
 
@@ -131,11 +141,9 @@ def test_a_tensor_of_the_srm_that_is_missing_or_has_another_rank_is_named(sasrec
 
 
 def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundle, sasrec, tmp_path):
-    for path, wrong in ((bundle.path, "sasrec"), (sasrec.path, "gru4rec")):
-        file = path / MANIFEST
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"srm": wrong}))
+    for made, wrong in ((bundle, "sasrec"), (sasrec, "gru4rec")):
         with pytest.raises(BundleError, match=rf"tensor srm\.\S+ is no part of the SRM it names, {wrong}"):
-            load_bundle(path)
+            _again(made, tmp_path / "wrong", srm=wrong)
     with pytest.raises(BundleError, match="no part of the SRM it names, gru4rec"):
         _again(bundle, tmp_path / "both", device=dict(sasrec.device) | dict(bundle.device))
 
@@ -183,4 +191,28 @@ def test_saving_over_a_bundle_replaces_it_whole(bundle):
     manifest = _again(bundle, bundle.path, device=other)
     assert load_bundle(bundle.path).id == manifest.bundle_id != bundle.id
     assert [each.name for each in bundle.path.parent.iterdir()] == [bundle.path.name], "no scratch is left"
-    assert dataclasses.is_dataclass(bundle)
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(bundle, tmp_path):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "thesis.txt").write_text("years")
+    for path in (papers, papers / "thesis.txt"):
+        with pytest.raises(BundleError, match="is there and is no bundle"):
+            _again(bundle, path)
+    assert (papers / "thesis.txt").read_text() == "years"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert load_bundle(_again(bundle, empty) and empty).id == bundle.id
+
+
+def test_what_lies_beside_is_there_when_the_bundle_is(bundle, tmp_path):
+    manifest = msgspec.structs.asdict(bundle.manifest)
+    manifest = {key: value for key, value in manifest.items() if key not in {"format", "bundle_id", "files"}}
+
+    def beside(folder, bundle_id):
+        assert not (tmp_path / "new").exists()
+        (folder / "note").write_text(bundle_id)
+
+    save_bundle(tmp_path / "new", manifest, bundle.items, bundle.device, bundle.cloud, bundle.live, beside)
+    assert (tmp_path / "new" / "note").read_text() == load_bundle(tmp_path / "new").id == bundle.id
