@@ -214,11 +214,6 @@ class Bundle:
         """The bundle id: sixteen hexadecimal digits."""
         return self.manifest.bundle_id
 
-    @property
-    def id_number(self) -> int:
-        """The bundle id as an unsigned 64-bit number, as it stands in a device record."""
-        return int(self.manifest.bundle_id, 16)
-
 
 def device_tensors(srm: str) -> Mapping[str, str]:
     """Return the name, shape and meaning of each tensor of a device part with this SRM."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,6 @@ Floats = npt.NDArray[np.floating]
 OnProgress = Callable[[str, int, int], None]
 
 POPULARITY, KNN = "popularity", "item-kNN"
-SRM_SECONDS: Final = "srm.seconds"
-"""Where a bundle's manifest says how long its SRM trained, if it does."""
 
 
 class Scorer(Protocol):
@@ -135,7 +133,7 @@ def compare(
     trained = train(histories_of(bundle, prepared))
     methods.append(Method(trained.name, trained.seconds, trained.settings))
     ours = f"{type(srm).__name__} of the bundle, h = {srm.items.embedding_dim}"
-    methods.append(Method(SRM, bundle.manifest.metrics.get(SRM_SECONDS), ours))
+    methods.append(Method(SRM, None, ours))
 
     device = bundle.device
     catalogue = evaluate.Catalogue(

@@ -39,7 +39,7 @@ class Collaborative:
         By training; the independent one is the bundle's.
     weights
         λ of the learned fusion rule by training, the independent one's too: all chosen on the validation period with
-        networks that had not seen it.
+        SRMs that had not seen it. The cloud that made the lists had (`cloud_worker.training.train_collaborative`).
     """
 
     srms: Mapping[str, Srm]

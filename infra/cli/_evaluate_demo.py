@@ -85,8 +85,8 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
     )
     notes.append(
         "offline: embeddings are made anew, with a live index that read every interaction before the request's event "
-        "and nothing else; the demo's had read a little less or more by then, and began with the last interactions of "
-        f"each user, which is what a bundle keeps. Cosine of the embeddings sent and made anew: {_cosines(found)}"
+        "and nothing else; the demo's had read a little less or more by then. "
+        f"Cosine of the embeddings sent and made anew: {_cosines(found)}"
     )
     notes.append(
         "as sent: with the embeddings that the demo's cloud really sent; what differs then is the devices' side, where "
