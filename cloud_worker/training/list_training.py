@@ -155,7 +155,8 @@ def list_loss(scores: Tensor, valid: Tensor) -> Tensor:
 @torch.no_grad()
 def shift_bias(model: Srm, histories: Histories, stretches: Stretches) -> None:
     """Turn the logits of a softmax into log-odds against `DRAWN` others: a constant, so no rank changes."""
-    hidden = running_states(model, histories, stretches.users[:_SAMPLED], stretches.begins[:_SAMPLED])
+    some = np.linspace(0, len(stretches) - 1, min(_SAMPLED, len(stretches))).astype(np.int64)  # of all users
+    hidden = running_states(model, histories, stretches.users[some], stretches.begins[some])
     scores = F.linear(torch.from_numpy(hidden).to(model.bias.device), model.table(), model.bias)
     model.bias.add_(float(np.log(len(model.bias) / DRAWN)) - scores.logsumexp(dim=1).mean())
 
