@@ -76,6 +76,8 @@ def configure_logging(level: str, process_name: str, *, stream: TextIO | None = 
     root.setLevel(level.upper())
     for name in _CLIENT_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # It warns of each tenth of a second that a busy machine let it wait.
+    logging.getLogger("kafka.net.selector").setLevel(max(logging.ERROR, root.level))
 
 
 class _ProcessName:

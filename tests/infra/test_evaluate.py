@@ -111,13 +111,13 @@ def test_without_controls_the_table_says_so(evaluate, command: Command, tmp_path
     assert done.stderr.count("\r") == 0, "no bars where there is no terminal"
 
 
-def test_reliability_compares_s_with_every_other_score(evaluate) -> None:
+def test_reliability_compares_the_expected_gain_with_every_other_score(evaluate) -> None:
     done = evaluate("reliability", "--json", "--moments", "150")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert {(row["without"], row["gap"]) for row in answer["rows"]} >= {("fused calibrated", "all"), ("fused stale", 4)}
     assert {row["rate"] for row in answer["decisions"]} == {0.05, 0.1, 0.2}
-    assert len({row["score"] for row in answer["decisions"]}) == 7
+    assert len({row["score"] for row in answer["decisions"]}) == 8
     assert len(answer["diagram"]) == 20
     assert left_behind(answer, "reliability")["options"]["candidates"] == 100
 

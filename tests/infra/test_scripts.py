@@ -98,7 +98,7 @@ def test_demo_and_test_share_one_set_up(checkout: Path) -> None:
     done = run(checkout, "infra/test.sh", "-k", "x")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in calls(checkout)[before:]] == ["ruff", "ruff", "mypy", "lint-imports", "python"]
-    assert calls(checkout)[-1] == "python -m pytest -k x"
+    assert calls(checkout)[-1] == "python -m pytest -n 2 --dist loadfile -k x"
 
 
 def test_changed_requirements_are_installed_anew(checkout: Path) -> None:
