@@ -62,6 +62,8 @@ class DeviceHost:
         self._on_failure = on_failure
         self._partitions: dict[int, CheckpointedPartition] = {}
         self._wake = asyncio.Event()
+        self._changing = asyncio.Lock()
+        """Of what is owned: a framework may seek while a revocation still waits for its last checkpoint."""
         self._log = structlog.get_logger("host")
 
     async def open(self, partitions: Iterable[int]) -> None:
@@ -69,13 +71,14 @@ class DeviceHost:
 
         Records that were applied and not checkpointed are forgotten: they will be delivered again.
         """
-        await self.close_all(checkpoint=False)
-        for number in sorted(partitions):
-            partition = self._make(number)
-            await partition.open()
-            self._partitions[number] = partition
-        self._metrics.partitions_owned.set(len(self._partitions))
-        self.ready = True
+        async with self._changing:
+            await self._close_all(checkpoint=False)
+            for number in sorted(partitions):
+                partition = self._make(number)
+                await partition.open()
+                self._partitions[number] = partition
+            self._metrics.partitions_owned.set(len(self._partitions))
+            self.ready = True
         self._log.info("partitions open", partitions=sorted(self._partitions))
 
     def read_positions(self) -> Mapping[int, Position]:
@@ -154,6 +157,10 @@ class DeviceHost:
 
     async def close_all(self, *, checkpoint: bool) -> None:
         """Give up every partition, after a last checkpoint if we are still its owner."""
+        async with self._changing:
+            await self._close_all(checkpoint=checkpoint)
+
+    async def _close_all(self, *, checkpoint: bool) -> None:
         self.ready = False
         while self._partitions:
             _, partition = self._partitions.popitem()

@@ -256,7 +256,6 @@ def save_bundle(
     full = Manifest(format=FORMAT, bundle_id="", files=files, **manifest)
     full = msgspec.structs.replace(full, bundle_id=_bundle_id(full))
     _check(full, items, device, cloud, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -273,13 +272,19 @@ def save_bundle(
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Refuse a folder that holds something else than a bundle: it would be deleted.
+    """Refuse a folder that holds something else than a bundle: it would be deleted. Makes the folder above.
 
     Raises
     ------
     BundleError
-        It is a file, or a folder with other things and no manifest in it.
+        It is a file, or a folder with other things and no manifest in it; or the folder above cannot be made.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BundleError(
+            f"the folder {path.parent} cannot be made: {exc.strerror}", remedy="name another folder for the bundle"
+        ) from exc
     if path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir())):
         return
     if path.exists():

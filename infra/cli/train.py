@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +94,9 @@ def train(
         from cloud_worker.training.options import TrainOptions, in_a_hurry, with_srm
         from cloud_worker.training.train import train_bundle
         from infra.cli._bars import StageBars
+        from streams.bundle import refuse_to_replace
 
+        refuse_to_replace(path)  # before the encoder is loaded
         cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
         try:
             encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
@@ -115,8 +118,8 @@ def _fractions(given: str) -> tuple[float, float, float]:
         first, second, third = (float(part) for part in given.split(","))
     except ValueError as exc:
         raise typer.BadParameter("three numbers with commas between them, as in 0.8,0.1,0.1") from exc
-    if min(first, second, third) <= 0:
-        raise typer.BadParameter("the fractions must be above 0")
+    if not (0 < min(first, second, third) <= max(first, second, third) < math.inf):
+        raise typer.BadParameter("the fractions must be finite and above 0")
     return first, second, third
 
 
