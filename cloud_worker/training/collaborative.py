@@ -10,16 +10,14 @@ calibrator and staleness head read the state of its own SRM: a device that is to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from cloud_worker.training.beside import read_beside, write_beside
 from cloud_worker.training.srm import Srm, srm_from_tensors
 from streams.errors import BundleError
 
@@ -49,15 +47,13 @@ class Collaborative:
 def save_collaborative(bundle: Path, bundle_id: str, made: Collaborative) -> None:
     """Write them into the bundle's folder, whole or not at all."""
     tensors = {
-        f"{training}.{name}": np.ascontiguousarray(array)
+        f"{training}.{name}": array
         for training, model in made.srms.items()
         for name, array in model.tensors().items()
         if name != "srm.item_out"  # tied
     }
     tensors["weights"] = np.array([made.weights[training] for training in TRAININGS])
-    scratch = bundle / f".{FILE}.{os.getpid()}"
-    save_file(tensors, scratch, {"bundle": bundle_id})
-    scratch.replace(bundle / FILE)
+    write_beside(bundle / FILE, bundle_id, tensors)
 
 
 def load_collaborative(bundle: Path, bundle_id: str) -> Collaborative | None:
@@ -71,12 +67,8 @@ def load_collaborative(bundle: Path, bundle_id: str) -> Collaborative | None:
     path = bundle / FILE
     if not path.is_file():
         return None
+    tensors = read_beside(path, bundle_id, REMEDY)
     try:
-        with safe_open(path, framework="numpy") as file:
-            owner = (file.metadata() or {}).get("bundle")
-            tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        if owner != bundle_id:
-            raise BundleError(f"{path} belongs to bundle {owner}, not to {bundle_id}", remedy=REMEDY)
         srms = {
             training: srm_from_tensors(
                 {name.removeprefix(f"{training}."): each for name, each in tensors.items() if name.startswith(training)}
@@ -84,8 +76,6 @@ def load_collaborative(bundle: Path, bundle_id: str) -> Collaborative | None:
             for training in (COOPERATIVE, ADAPTIVE)
         }
         weights = dict(zip(TRAININGS, map(float, tensors["weights"]), strict=True))
-        if not all(np.isfinite(each).all() for each in tensors.values()):
-            raise ValueError("a number in it is not finite")
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as exc:
+    except (KeyError, ValueError, RuntimeError) as exc:
         raise BundleError(f"{path} cannot be read: {exc}", remedy=REMEDY) from exc
     return Collaborative(srms, weights)

@@ -9,7 +9,6 @@ They lie beside a bundle, are no part of it, and nothing serves them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,15 +16,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from cloud_worker.training.beside import read_beside, write_beside
 from cloud_worker.training.calibrator import Stranger
 from cloud_worker.training.srm import Srm, srm_from_tensors
 from streams.errors import BundleError
 
 Floats = npt.NDArray[np.float32]
 FILE: Final = "controls.safetensors"
+REMEDY: Final = "train the bundle again, with --force"
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ def save_controls(bundle: Path, bundle_id: str, controls: Controls) -> None:
     tensors = {f"second.{name}": array for name, array in controls.second.tensors().items()}
     tensors |= {f"head.{name}": tensor.detach().cpu().numpy() for name, tensor in controls.head.state_dict().items()}
     tensors["alphas"] = np.array([controls.second_alpha, controls.head_alpha])
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, bundle / FILE, {"bundle": bundle_id}
-    )
+    write_beside(bundle / FILE, bundle_id, tensors)
 
 
 def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
@@ -59,12 +56,8 @@ def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
     path = bundle / FILE
     if not path.is_file():
         return None
+    tensors = read_beside(path, bundle_id, REMEDY)
     try:
-        with safe_open(path, framework="numpy") as file:
-            owner = (file.metadata() or {}).get("bundle")
-            tensors: Mapping[str, Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if owner != bundle_id:
-            raise BundleError(f"{path} belongs to bundle {owner}, not to {bundle_id}", remedy="train the bundle again")
         second = srm_from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
         d, hidden = tensors["head.mlp.2.weight"].shape
         head = Stranger(d, tensors["head.mlp.0.weight"].shape[1], hidden)
@@ -72,6 +65,6 @@ def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
             {name[5:]: torch.from_numpy(np.array(each)) for name, each in tensors.items() if name.startswith("head.")}
         )
         second_alpha, head_alpha = (float(each) for each in tensors["alphas"])
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as exc:
-        raise BundleError(f"{path} cannot be read: {exc}", remedy="train the bundle again") from exc
+    except (KeyError, ValueError, RuntimeError) as exc:
+        raise BundleError(f"{path} cannot be read: {exc}", remedy=REMEDY) from exc
     return Controls(second, second_alpha, head.eval(), head_alpha)
