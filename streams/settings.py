@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -35,7 +35,7 @@ class KafkaSettings(_Group):
 
     bootstrap: str = ""
     """host:port[,host:port] of a running cluster; empty: Driftline starts a broker of its own on loopback."""
-    topic_prefix: str = ""
+    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$")
     """Put before every topic name, so that several installations share a cluster."""
     partitions: int = Field(4, ge=1)
     """Of every topic keyed by device; devices never move between partitions, so choose it once."""
@@ -56,11 +56,21 @@ class KafkaSettings(_Group):
     ssl_keyfile: str = ""
     """PEM file of this client's key, for mutual TLS."""
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _addresses(cls, given: str) -> str:
+        """A server without its port is found out here, not by a client that waits for it."""
+        for each in filter(None, map(str.strip, given.split(","))):
+            host, _, port = each.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+                raise ValueError(f"{each!r} is no host:port")
+        return given
+
 
 class DeviceSettings(_Group):
     """The device worker."""
 
-    group: str = "driftline-devices"
+    group: str = Field("driftline-devices", min_length=1)
     """Consumer group, and the front of each partition's transactional.id: one for each installation."""
     checkpoint_events: int = Field(4000, ge=1)
     """A partition checkpoints after so many events..."""
@@ -89,7 +99,7 @@ class DeviceSettings(_Group):
 class CloudSettings(_Group):
     """The cloud worker."""
 
-    group: str = "driftline-cloud"
+    group: str = Field("driftline-cloud", min_length=1)
     """Consumer group: several cloud workers share the load."""
     encoder: Literal["sentence-transformers", "onnx", "onnx-int8", "openai"] = "sentence-transformers"
     """Which implementation of the encoder port; it must be the bundle's model, and 'onnx-int8' is one of its own."""
@@ -212,7 +222,7 @@ def load_settings(
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            f"setting {key}: {first['msg'].lower()}",
+            f"setting {key}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             remedy=f"look in {named or DEFAULT_FILE}, {ENV_PREFIX}* and the flags; `driftline config` lists all keys",
         ) from exc
     except ValueError as exc:

@@ -89,7 +89,12 @@ def test_an_unknown_flag_is_refused_by_name(key):
         ({"kafka.partitions": "many"}, "kafka.partitions"),
         ({"log_level": "loud"}, "log_level"),
         ({"http.port": 70000}, "http.port"),
-        ({"kafka.security_protocol": "TLS"}, "kafka.security_protocol"),
+        ({"kafka.security_protocol": "TLS"}, "kafka.security_protocol: input should be 'PLAINTEXT'"),
+        ({"kafka.bootstrap": "kafka"}, "kafka.bootstrap: value error, 'kafka' is no host:port"),
+        ({"kafka.bootstrap": "a:1,b:kafka"}, "kafka.bootstrap: value error, 'b:kafka' is no host:port"),
+        ({"kafka.bootstrap": "a:70000"}, "kafka.bootstrap"),
+        ({"kafka.topic_prefix": "my topics/"}, "kafka.topic_prefix"),
+        ({"device.group": ""}, "device.group"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_its_key(flags, key):
