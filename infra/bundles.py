@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_worker.training.bundles import find_bundle, read_manifest
+from cloud_worker.training.bundles import find_bundle, newest_bundle, read_manifest
 from streams.bundle import MANIFEST
 from streams.datasets import Prepared, Split
 from streams.errors import BundleError
@@ -29,18 +29,13 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
             )
         return named
     name = settings.dataset
-    folder = settings.home / "bundles"
-    found = sorted(
-        (not manifest.quick, manifest.created, path.parent)
-        for path in folder.glob(f"*/{MANIFEST}")
-        if (manifest := read_manifest(path.parent)) is not None and manifest.dataset == name
-    )
-    if not found:
+    found = newest_bundle(settings.home, name)
+    if found is None:
         raise BundleError(
-            f"there is no bundle of dataset {name} under {folder}",
+            f"there is no bundle of dataset {name} under {settings.home / 'bundles'}",
             remedy=f"train one with `driftline train --dataset {name}`, or name one with --bundle",
         )
-    return found[-1][2]
+    return found
 
 
 def split_of_bundle(settings: Settings, prepared: Prepared) -> Split | None:

@@ -21,10 +21,10 @@ from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import whole_histories
 from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of
 from cloud_worker.training import calibrator, evaluate
-from cloud_worker.training.bench import Bench, make_bench
+from cloud_worker.training.bench import Bench
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks
-from cloud_worker.training.served import check_encoder, networks_of
+from cloud_worker.training.served import bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from streams.bundle import Bundle
@@ -87,15 +87,9 @@ class AsServed:
     repair: calibrator.Calibrator
     head: SignalHead
 
-    def snapshots_of(self, users: Ints, positions: Ints) -> Ints:
-        """(Q,) places of users and positions (Q,) among the snapshots."""
-        snapshots = self.bench.snapshots
-        wide = int(snapshots.positions.max(initial=0)) + 1
-        return np.searchsorted(snapshots.users * wide + snapshots.positions, users * wide + positions)
-
     def embeddings(self, moments: Moments) -> Floats:
         """(Q, d) what the offline cloud would have sent to moments that had an embedding."""
-        return self.bench.embeddings[self.snapshots_of(moments.users, moments.as_of)]
+        return self.bench.embeddings[self.bench.snapshots.find(moments.users, moments.as_of)]
 
     def ranks(self, moments: Moments, sent: Floats | None = None) -> Offline:
         """Serve moments again.
@@ -106,18 +100,15 @@ class AsServed:
             (Q, d) the embeddings that were served with; rows of moments without one are not looked at. One embedding
             for each user and as_of. None: those that the offline cloud would have sent.
         """
-        bench = self.bench
+        bench, snapshots = self.bench, self.bench.snapshots
         ranks, staleness = np.zeros(len(moments), np.int64), np.ones(len(moments))
         has = moments.as_of >= 0
         without = np.flatnonzero(~has)
-        alone = bench.moments(self.snapshots_of(moments.users[without], moments.positions[without]))
+        alone = bench.moments(snapshots.find(moments.users[without], moments.positions[without]))
         ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0)
         rows = np.flatnonzero(has)
         some = moments.take(rows)
-        pairs = Pairs(
-            self.snapshots_of(some.users, some.as_of),
-            self.snapshots_of(some.users, some.positions),
-        )
+        pairs = Pairs(snapshots.find(some.users, some.as_of), snapshots.find(some.users, some.positions))
         if sent is not None:
             embeddings = np.full_like(bench.embeddings, np.nan)
             embeddings[pairs.stale] = sent[rows]
@@ -188,38 +179,23 @@ def open_as_served(
     DatasetError
         The recommendations are not of these data.
     """
-    manifest = bundle.manifest
     check_encoder(bundle, encoder)
     histories = whole_histories(bundle, prepared)
     moments = moments_of(histories, rows, as_of)
-    wide = int(histories.lengths.max(initial=0)) + 1
-    has = as_of >= 0
-    asked = np.unique(moments.users[has] * wide + as_of[has])
-    keys = np.union1d(asked, moments.users * wide + moments.positions)
-    snapshots = _snapshots(keys, wide)
-    networks = networks_of(bundle)
-    embeddings = np.full((len(keys), manifest.d), np.nan, np.float32)
-    if len(asked):
-        found = ask_cloud(bundle, networks, histories, _snapshots(asked, wide), encoder, on_progress)[1]
-        embeddings[np.searchsorted(keys, asked)] = found
-    bench = make_bench(
-        networks,
-        histories,
-        snapshots,
-        embeddings,
-        exclude_seen=manifest.exclude_seen,
-        decay=manifest.recency_decay,
-        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
+    with_one = moments.take(as_of >= 0)
+    asked = Snapshots.of(with_one.users, with_one.as_of)
+    snapshots = Snapshots.of(
+        np.concatenate([asked.users, moments.users]), np.concatenate([asked.positions, moments.positions])
     )
+    networks = networks_of(bundle)
+    embeddings = np.full((len(snapshots), bundle.manifest.d), np.nan, np.float32)
+    if len(asked):
+        found = ask_cloud(bundle, networks, histories, asked, encoder, on_progress)[1]
+        embeddings[snapshots.find(asked.users, asked.positions)] = found
     served = AsServed(
         bundle,
-        bench,
+        bench_of(bundle, networks, histories, snapshots, embeddings),
         calibrator.Calibrator.from_tensors(bundle.device),
         SignalHead.from_tensors(bundle.device, "staleness"),
     )
     return served, moments
-
-
-def _snapshots(keys: Ints, wide: int) -> Snapshots:
-    every = np.ones(len(keys), np.bool_)
-    return Snapshots(keys // wide, keys % wide, every, every)

@@ -22,18 +22,25 @@ from cloud_worker.evaluation.test_period import TestPeriod
 from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.cloud_lists import CloudLists, blocks
 from cloud_worker.training.collaborative import INDEPENDENT, TRAININGS, Collaborative
-from cloud_worker.training.list_fusion import LEARNED, list_ranks, mixed, probabilities
+from cloud_worker.training.list_fusion import (
+    FIXED,
+    LEARNED,
+    LEARNED_RULE,
+    SRM_ONLY,
+    list_ranks,
+    mixed,
+    probabilities,
+)
 from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.snapshots import Pairs
-from cloud_worker.training.srm import running_states
 from streams.experiment.ranking_metrics import ndcg_at
 
 Floats = npt.NDArray[np.float64]
 OnDone = Callable[[int, int], None]
 
 GAP: Final = 16
+GATED: Final = "gated by s"
 RATIOS: Final = (0.0, 0.05, 0.10, 0.20, 0.50, 1.0)
-SRM_ONLY, CLOUD_ONLY, LEARNED_RULE = "SRM only", "cloud only", "learned λ"
 RANDOM, RELEASED, PER_DEVICE, RELIABILITY, ORACLE = (
     "random",
     "disagreement, as released",
@@ -192,7 +199,7 @@ def _device(period: TestPeriod, pairs: Pairs, training: str, made: Collaborative
         weight = period.bundle.manifest.metrics.get(LEARNED, weight)
         return Device(bench.catalogue, moments, weight, trained_on_lists=False)
     tensors = made.srms[training].tensors()
-    hidden = running_states(made.srms[training], bench.histories, moments.users, moments.positions)
+    hidden = made.srms[training].running_states(bench.histories, moments.users, moments.positions)
     return Device(
         replace(bench.catalogue, srm_out=tensors["srm.item_out"], srm_bias=tensors["srm.bias_out"]),
         replace(moments, hidden=hidden),
@@ -216,12 +223,8 @@ def _serve(
     for block in blocks(device.catalogue, device.moments, lists):
         p = probabilities(block, trained_on_lists=device.trained_on_lists)
         gate = s[block.rows][:, None]
-        scores = {
-            CLOUD_ONLY: mixed(block, p, 1.0, 0.0),
-            "gated by s": mixed(block, p, 1.0 - gate, gate),
-            "equal (λ = 1)": mixed(block, p, 1.0, 1.0),
-            "SRM×2 (λ = 2)": mixed(block, p, 1.0, 2.0),
-        }
+        scores = {rule: mixed(block, p, 1.0, weight) for rule, weight in FIXED.items()}
+        scores[GATED] = mixed(block, p, 1.0 - gate, gate)
         if device.weight is not None:
             scores[LEARNED_RULE] = mixed(block, p, 1.0, device.weight)
         ranks = {SRM_ONLY: ranks_of(block.srm, block.moments.targets, block.seen)}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.served import check_data, in_indexes
+from cloud_worker.training.data import Histories, Ints, histories_of_events
+from cloud_worker.training.served import check_data
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
@@ -72,7 +72,7 @@ def whole_histories(bundle: Bundle, prepared: Prepared) -> Histories:
         The bundle was trained on other data.
     """
     check_data(bundle, prepared)
-    return in_indexes(bundle, prepared.events, bundle.manifest.test.start_ms)
+    return histories_of_events(prepared.events, bundle.items.ids, bundle.manifest.test.start_ms)
 
 
 def _draw(histories: Histories, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:

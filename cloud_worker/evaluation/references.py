@@ -23,7 +23,7 @@ from cloud_worker.training import evaluate
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.served import histories_of
-from cloud_worker.training.srm import running_states, srm_from_tensors
+from cloud_worker.training.srm import srm_from_tensors
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import TrainingError
@@ -119,7 +119,7 @@ def compare(
     drawn = draw_moments(bundle, prepared, moments=moments, seed=seed)
     histories = drawn.histories
     srm = srm_from_tensors(bundle.device)
-    hidden = running_states(srm, histories, drawn.users, drawn.positions)
+    hidden = srm.running_states(histories, drawn.users, drawn.positions)
     asked = evaluate.Moments(histories, drawn.users, drawn.positions, hidden, bundle.manifest.exclude_seen)
 
     started = time.monotonic()

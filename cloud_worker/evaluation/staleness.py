@@ -18,7 +18,6 @@ from cloud_worker.training import blending, calibrator, evaluate
 from cloud_worker.training.controls import Controls
 from cloud_worker.training.metrics import Ranks
 from cloud_worker.training.snapshots import Pairs
-from cloud_worker.training.srm import running_states
 from streams.experiment.ranking_metrics import hit_rate_at, ndcg_at, reciprocal_rank
 
 Floats = npt.NDArray[np.float64]
@@ -130,7 +129,7 @@ def _independent(period: TestPeriod, controls: Controls | None) -> dict[str, Ran
                 bench.catalogue.srm_out,
                 bench.catalogue.srm_bias,
             )
-        states = running_states(controls.second, histories, moments.users, moments.positions)
+        states = controls.second.running_states(histories, moments.users, moments.positions)
         found[SECOND] = evaluate.ranks(other, moments, states, controls.second_alpha)
         guessed = calibrator.apply(controls.head, bench.data(fresh))
         found[HEAD] = evaluate.ranks(bench.catalogue, moments, guessed, controls.head_alpha)

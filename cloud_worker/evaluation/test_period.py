@@ -19,10 +19,10 @@ from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.training import calibrator
-from cloud_worker.training.bench import Bench, make_bench
+from cloud_worker.training.bench import Bench
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.networks import Answers, Networks, fitted
-from cloud_worker.training.served import OnProgress, answers_of, check_encoder, networks_of
+from cloud_worker.training.served import OnProgress, answers_of, bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
 from cloud_worker.user_model import blend_of
@@ -32,17 +32,7 @@ from streams.errors import DatasetError
 
 Floats = npt.NDArray[np.float32]
 
-__all__ = [
-    "GAPS",
-    "OnProgress",
-    "TestPeriod",
-    "alpha_of",
-    "ask_cloud",
-    "check_encoder",
-    "load_test_period",
-    "networks_of",
-    "staleness_of",
-]
+__all__ = ["GAPS", "OnProgress", "TestPeriod", "alpha_of", "ask_cloud", "load_test_period", "staleness_of"]
 
 GAPS: Final = (0, 1, 2, 4, 8, 16, 32)
 
@@ -96,12 +86,9 @@ class TestPeriod:
             period must have been loaded so.
         """
         snapshots = self.bench.snapshots
-        wide = int(snapshots.positions.max(initial=0)) + 1
-        key = snapshots.users * wide + snapshots.positions
         users, positions = snapshots.users[self.moments], snapshots.positions[self.moments]
-        able = np.arange(len(positions)) if nearest else np.flatnonzero(positions - gap >= 1)
-        wanted = users[able] * wide + np.maximum(positions[able] - gap, 1)
-        return able, Pairs(np.searchsorted(key, wanted), self.moments[able])
+        able, stale = _bearing(positions, gap, nearest=nearest)
+        return able, Pairs(snapshots.find(users[able], stale), self.moments[able])
 
     def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
         """(Q,) s from standardised φ (Q, P), by the bundle's head."""
@@ -154,46 +141,40 @@ def load_test_period(
     DatasetError
         No interaction of the test period has one of its user before it, or no history is as long as a gap.
     """
-    manifest = bundle.manifest
     check_encoder(bundle, encoder)
     drawn = draw_moments(bundle, prepared, moments=moments, seed=seed)
     histories, at_users, at_positions = drawn.histories, drawn.users, drawn.positions
     if (longest := int(at_positions.max()) - 1) < min(gaps):
         raise DatasetError(
-            f"dataset {manifest.dataset}: a gap of {min(gaps)} is longer than any history; "
+            f"dataset {bundle.manifest.dataset}: a gap of {min(gaps)} is longer than any history; "
             f"at the moments drawn it can be {longest} at most",
             remedy="ask for a shorter gap, or for more moments",
         )
-    wide = int(histories.lengths.max()) + 1
-    keys = at_users * wide + at_positions
-    for gap in gaps:
-        able = np.ones(len(at_users), np.bool_) if nearest else at_positions - gap >= 1
-        keys = np.append(keys, at_users[able] * wide + np.maximum(at_positions[able] - gap, 1))
-    keys = np.unique(keys)
-    every = np.ones(len(keys), np.bool_)
-    snapshots = Snapshots(keys // wide, keys % wide, every, every)
+    bearing = [_bearing(at_positions, gap, nearest=nearest) for gap in gaps]
+    snapshots = Snapshots.of(
+        np.concatenate([at_users, *(at_users[able] for able, _ in bearing)]),
+        np.concatenate([at_positions, *(stale for _, stale in bearing)]),
+    )
     networks = networks_of(bundle)
     answers, embeddings = ask_cloud(bundle, networks, histories, snapshots, encoder, on_progress)
-    bench = make_bench(
-        networks,
-        histories,
-        snapshots,
-        embeddings,
-        exclude_seen=manifest.exclude_seen,
-        decay=manifest.recency_decay,
-        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
-    )
+    bench = bench_of(bundle, networks, histories, snapshots, embeddings)
     return TestPeriod(
         bundle,
         bench,
         answers,
         networks,
         blend_of(bundle),
-        np.searchsorted(keys, at_users * wide + at_positions),
+        snapshots.find(at_users, at_positions),
         calibrator.Calibrator.from_tensors(bundle.device),
         SignalHead.from_tensors(bundle.device, "staleness"),
         SignalHead.from_tensors(bundle.device, "worth"),
     )
+
+
+def _bearing(positions: Ints, gap: int, *, nearest: bool) -> tuple[Ints, Ints]:
+    """Which of the moments at positions (Q,) have interactions enough for a gap, and where their stale moments are."""
+    able = np.arange(len(positions)) if nearest else np.flatnonzero(positions - gap >= 1)
+    return able, np.maximum(positions[able] - gap, 1)
 
 
 def ask_cloud(

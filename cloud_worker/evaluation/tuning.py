@@ -115,15 +115,13 @@ def train_tuned(
 
 def _watched(histories: Histories, exclude_seen: bool, generator: np.random.Generator) -> evaluate.Moments:
     """Some moments of the validation period."""
-    users, positions = histories.owners, histories.places
-    rows = np.flatnonzero((positions >= histories.trained[users]) & (positions > 0))
-    if not len(rows):
+    users, positions = histories.draw_valid(WATCHED, generator)
+    if not len(users):
         raise TrainingError(
             "no user of the validation period has an interaction before it: nothing to choose settings by",
             remedy="train a bundle with another --split",
         )
-    rows = np.sort(generator.choice(rows, min(WATCHED, len(rows)), replace=False))
-    return evaluate.Moments.without_states(histories, users[rows], positions[rows], exclude_seen=exclude_seen)
+    return evaluate.Moments.without_states(histories, users, positions, exclude_seen=exclude_seen)
 
 
 def _sequences(histories: Histories, lengths: Ints) -> list[Ints]:

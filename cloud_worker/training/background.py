@@ -1,4 +1,4 @@
-"""The thread beside a training: texts are encoded there, and the live index is asked about the past."""
+"""The thread beside a training: it encodes texts, asks the live index about the past, and then has SRMs trained."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cloud_worker.training import blending, evaluate, live, text
 from cloud_worker.training.options import Progress
 from cloud_worker.training.run import Run
 from cloud_worker.training.snapshots import Snapshots, choose
+from cloud_worker.training.srm_process import SrmProcess
 from streams.errors import TrainingError
 
 Floats = npt.NDArray[np.float32]
@@ -28,13 +29,15 @@ class Background:
     """The thread, from its beginning to its end.
 
     Our training steps are too small for two threads: they would wait for each other, and on a machine with other work
-    a training took five times as long. So they have one core, and this thread the others.
+    a training took five times as long. So they have one core, and this thread the others; when it is done with texts
+    and live index, it watches over the process that trains the last of the SRMs.
     """
 
     def __init__(self, run: Run, encoder: Encoder, titles: list[str], categories: list[str]) -> None:
         self.run, self.snapshots = run, _snapshots(run, titles, categories)
         self._stop, self._threads = threading.Event(), torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "encoding")
+        self._process = SrmProcess(run)
         threads = max(1, self._threads - 1)
         encode = partial(_encode, run, encoder, threads=threads, stop=self._stop)
         encoded = self.snapshots.take(self.snapshots.encoded)
@@ -42,6 +45,11 @@ class Background:
         self.item_text: Future[Floats] = self._pool.submit(encode, text.item_texts(titles, categories), "item texts")
         self.live: Future[tuple[LiveOptions, live.SparseScores, list[float]]] = self._pool.submit(self._live)
         self.profiles: Future[Floats] = self._pool.submit(encode, profiles, "profile texts")
+        self.srms: Future[None]
+
+    def finish_srms(self) -> None:
+        """Let a process do what is left of the SRMs; theirs is trained on the training period."""
+        self.srms = self._pool.submit(self._process.follow)
 
     def __enter__(self) -> Background:
         torch.set_num_threads(1)
@@ -49,6 +57,7 @@ class Background:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._process.end()
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads)
 

@@ -12,7 +12,6 @@ from cloud_worker.training.calibrator import CalibrationData
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.networks import Networks
 from cloud_worker.training.snapshots import Pairs, Snapshots
-from cloud_worker.training.srm import running_states
 
 Floats = npt.NDArray[np.float32]
 
@@ -100,7 +99,7 @@ def make_bench(
     catalogue = evaluate.Catalogue(
         vectors, bias.cpu().numpy().copy(), tensors["srm.item_out"].copy(), tensors["srm.bias_out"].copy()
     )
-    hidden = running_states(networks.srm, histories, snapshots.users, snapshots.positions)
+    hidden = networks.srm.running_states(histories, snapshots.users, snapshots.positions)
     spaces = signals.Spaces.of(catalogue.vectors, catalogue.bias, catalogue.srm_out, catalogue.srm_bias)
     zero = np.zeros(0, np.float32)
     mean, scale = standard if standard is not None else (zero, zero)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from streams.errors import BundleError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+Built = TypeVar("Built")
 
 
 def write_beside(path: Path, bundle_id: str, tensors: Tensors) -> None:
@@ -26,14 +27,16 @@ def write_beside(path: Path, bundle_id: str, tensors: Tensors) -> None:
     scratch.replace(path)
 
 
-def read_beside(path: Path, bundle_id: str, remedy: str) -> dict[str, npt.NDArray[Any]]:
-    """Read tensors of a bundle.
+def read_beside(path: Path, bundle_id: str, remedy: str, build: Callable[[Tensors], Built]) -> Built | None:
+    """Build from tensors of a bundle; None where the bundle has no such file.
 
     Raises
     ------
     BundleError
-        They belong to another bundle, cannot be read, were changed, or are not finite.
+        They belong to another bundle, cannot be read, were changed, are not finite, or nothing can be built of them.
     """
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="numpy") as file:
             meta = file.metadata() or {}
@@ -46,7 +49,10 @@ def read_beside(path: Path, bundle_id: str, remedy: str) -> dict[str, npt.NDArra
         raise BundleError(f"{path} cannot be read: it was changed after it was written", remedy=remedy)
     if not all(np.isfinite(each).all() for each in tensors.values()):
         raise BundleError(f"{path} cannot be read: a number in it is not finite", remedy=remedy)
-    return tensors
+    try:
+        return build(tensors)
+    except (KeyError, ValueError, RuntimeError) as exc:
+        raise BundleError(f"{path} cannot be read: {exc}", remedy=remedy) from exc
 
 
 def _digest(tensors: Tensors) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -72,9 +73,14 @@ def find_bundle(
     split, encoder
         None: any.
     """
-    found: list[tuple[bool, str, Path]] = []
-    for path in sorted((home / "bundles").glob(f"{dataset}-*")):
-        manifest = read_manifest(path)
-        if manifest is not None and manifest.dataset == dataset and fits(manifest, dataset_hash, split, None, encoder):
-            found.append((not manifest.quick, manifest.created, path))
+    return newest_bundle(home, dataset, lambda manifest: fits(manifest, dataset_hash, split, None, encoder))
+
+
+def newest_bundle(home: Path, dataset: str, suits: Callable[[Manifest], bool] = lambda _: True) -> Path | None:
+    """Return the newest bundle of a dataset under `home` whose manifest suits, a quick one last."""
+    found = [
+        (not manifest.quick, manifest.created, path.parent)
+        for path in (home / "bundles").glob(f"*/{MANIFEST}")
+        if (manifest := read_manifest(path.parent)) is not None and manifest.dataset == dataset and suits(manifest)
+    ]
     return max(found)[2] if found else None

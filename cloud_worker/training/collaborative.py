@@ -17,9 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from cloud_worker.training.beside import read_beside, write_beside
+from cloud_worker.training.beside import Tensors, read_beside, write_beside
 from cloud_worker.training.srm import Srm, srm_from_tensors
-from streams.errors import BundleError
 
 FILE: Final = "collaborative.safetensors"
 INDEPENDENT, COOPERATIVE, ADAPTIVE = "independent", "cooperative", "adaptive"
@@ -64,18 +63,14 @@ def load_collaborative(bundle: Path, bundle_id: str) -> Collaborative | None:
     BundleError
         They belong to another bundle, or are damaged.
     """
-    path = bundle / FILE
-    if not path.is_file():
-        return None
-    tensors = read_beside(path, bundle_id, REMEDY)
-    try:
-        srms = {
-            training: srm_from_tensors(
-                {name.removeprefix(f"{training}."): each for name, each in tensors.items() if name.startswith(training)}
-            )
-            for training in (COOPERATIVE, ADAPTIVE)
-        }
-        weights = dict(zip(TRAININGS, map(float, tensors["weights"]), strict=True))
-    except (KeyError, ValueError, RuntimeError) as exc:
-        raise BundleError(f"{path} cannot be read: {exc}", remedy=REMEDY) from exc
-    return Collaborative(srms, weights)
+    return read_beside(bundle / FILE, bundle_id, REMEDY, _collaborative)
+
+
+def _collaborative(tensors: Tensors) -> Collaborative:
+    srms = {
+        training: srm_from_tensors(
+            {name.removeprefix(f"{training}."): each for name, each in tensors.items() if name.startswith(training)}
+        )
+        for training in (COOPERATIVE, ADAPTIVE)
+    }
+    return Collaborative(srms, dict(zip(TRAININGS, map(float, tensors["weights"]), strict=True)))

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cloud_worker.training.beside import read_beside, write_beside
+from cloud_worker.training.beside import Tensors, read_beside, write_beside
 from cloud_worker.training.calibrator import Stranger
 from cloud_worker.training.srm import Srm, srm_from_tensors
-from streams.errors import BundleError
 
 Floats = npt.NDArray[np.float32]
 FILE: Final = "controls.safetensors"
@@ -53,18 +52,15 @@ def load_controls(bundle: Path, bundle_id: str) -> Controls | None:
     BundleError
         They belong to another bundle, or are damaged.
     """
-    path = bundle / FILE
-    if not path.is_file():
-        return None
-    tensors = read_beside(path, bundle_id, REMEDY)
-    try:
-        second = srm_from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
-        d, hidden = tensors["head.mlp.2.weight"].shape
-        head = Stranger(d, tensors["head.mlp.0.weight"].shape[1], hidden)
-        head.load_state_dict(
-            {name[5:]: torch.from_numpy(np.array(each)) for name, each in tensors.items() if name.startswith("head.")}
-        )
-        second_alpha, head_alpha = (float(each) for each in tensors["alphas"])
-    except (KeyError, ValueError, RuntimeError) as exc:
-        raise BundleError(f"{path} cannot be read: {exc}", remedy=REMEDY) from exc
+    return read_beside(bundle / FILE, bundle_id, REMEDY, _controls)
+
+
+def _controls(tensors: Tensors) -> Controls:
+    second = srm_from_tensors({name[7:]: each for name, each in tensors.items() if name.startswith("second.")})
+    d, hidden = tensors["head.mlp.2.weight"].shape
+    head = Stranger(d, tensors["head.mlp.0.weight"].shape[1], hidden)
+    head.load_state_dict(
+        {name[5:]: torch.from_numpy(np.array(each)) for name, each in tensors.items() if name.startswith("head.")}
+    )
+    second_alpha, head_alpha = (float(each) for each in tensors["alphas"])
     return Controls(second, second_alpha, head.eval(), head_alpha)

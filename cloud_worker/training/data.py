@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 Ints = npt.NDArray[np.int64]
 
@@ -66,6 +68,13 @@ class Histories:
         start, end = self.starts[user], self.starts[user + 1]
         return self.items[start : end if until is None else start + until]
 
+    def draw_valid(self, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:
+        """Users and positions of some moments of the validation period, fewer than `most` where there are no more."""
+        users, positions = self.owners, self.places
+        rows = np.flatnonzero((positions >= self.trained[users]) & (positions > 0))
+        rows = np.sort(generator.choice(rows, min(most, len(rows)), replace=False)) if len(rows) else rows
+        return users[rows], positions[rows]
+
     def popularity(self, *, valid: bool) -> Ints:
         """(N,) interactions of each item in the training period, with ``valid`` in both."""
         counted = self.items if valid else self.items[self.places < self.trained[self.owners]]
@@ -99,3 +108,17 @@ def make_histories(
         trained=trained,
         users=ids,
     )
+
+
+def histories_of_events(events: pl.DataFrame, item_ids: Sequence[str], trained_until_ms: int) -> Histories:
+    """Group a dataset's events by user; ``trained`` counts those before an event time.
+
+    Parameters
+    ----------
+    item_ids
+        (N,) the catalogue, in the order of its indexes.
+    """
+    index = {item: row for row, item in enumerate(item_ids)}
+    items = np.array([index[item] for item in events["item_id"]], np.int64)
+    times = events["event_time_ms"].to_numpy()
+    return make_histories(events["device_id"].to_numpy(), items, times, len(index), trained_until_ms)

@@ -30,6 +30,9 @@ DRAWN: Final = 99
 """Items that LSC4Rec's SRM is trained against."""
 WEIGHTS: Final = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """λ to choose from."""
+SRM_ONLY, CLOUD_ONLY, LEARNED_RULE = "SRM only", "cloud only", "learned λ"
+FIXED: Final = {CLOUD_ONLY: 0.0, "equal (λ = 1)": 1.0, "SRM×2 (λ = 2)": 2.0}
+"""λ of the rules that have a fixed one."""
 LEARNED: Final = "fusion.lambda"
 """Metric of a bundle: the λ that training chose on the validation period."""
 

@@ -23,7 +23,7 @@ from cloud_worker.sequence import PAD
 from cloud_worker.training.cloud_lists import CloudLists
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.list_fusion import DRAWN
-from cloud_worker.training.srm import Srm, running_states
+from cloud_worker.training.srm import Srm
 
 SERVES: Final = 8
 """Interactions that a list serves: the next ones from where it was made."""
@@ -156,7 +156,7 @@ def list_loss(scores: Tensor, valid: Tensor) -> Tensor:
 def shift_bias(model: Srm, histories: Histories, stretches: Stretches) -> None:
     """Turn the logits of a softmax into log-odds against `DRAWN` others: a constant, so no rank changes."""
     some = np.linspace(0, len(stretches) - 1, min(_SAMPLED, len(stretches))).astype(np.int64)  # of all users
-    hidden = running_states(model, histories, stretches.users[some], stretches.begins[some])
+    hidden = model.running_states(histories, stretches.users[some], stretches.begins[some])
     scores = F.linear(torch.from_numpy(hidden).to(model.bias.device), model.table(), model.bias)
     model.bias.add_(float(np.log(len(model.bias) / DRAWN)) - scores.logsumexp(dim=1).mean())
 
@@ -190,7 +190,7 @@ def fit(
     for epoch in range(epochs):
         first = None
         if model.carries_state:
-            first = torch.from_numpy(running_states(model, histories, given.stretches.users, given.stretches.begins))
+            first = torch.from_numpy(model.running_states(histories, given.stretches.users, given.stretches.begins))
         model.train()
         losses: list[Tensor] = []
         for rows in _batches(given.stretches.counts, generator):

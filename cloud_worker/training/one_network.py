@@ -92,23 +92,20 @@ def go_on(run: Run, stage: str, model: srm.Srm | SequenceModel, options: FitOpti
 def _watch(run: Run, model: srm.Srm | SequenceModel, generator: np.random.Generator) -> Callable[[], float] | None:
     """NDCG@10 on some moments of the validation period; None where there are none."""
     histories = run.histories
-    users, positions = histories.owners, histories.places
-    rows = np.flatnonzero((positions >= histories.trained[users]) & (positions > 0))
-    if not len(rows):
+    users, positions = histories.draw_valid(WATCHED, generator)
+    if not len(users):
         return None
-    rows = np.sort(generator.choice(rows, min(WATCHED, len(rows)), replace=False))
-    u, p = users[rows], positions[rows]
 
     def watch() -> float:
         if isinstance(model, SequenceModel):
-            states = sequence_embeddings(model, histories, u, p, run.options.window)
+            states = sequence_embeddings(model, histories, users, positions, run.options.window)
         else:
-            states = srm.running_states(model, histories, u, p)
+            states = model.running_states(histories, users, positions)
         with torch.no_grad():
             table, bias = model.table().cpu().numpy(), model.bias.detach().cpu().numpy()
         catalogue = evaluate.Catalogue(table, bias, table, bias)
-        ranks = evaluate.ranks(catalogue, evaluate.Moments(histories, u, p, states, run.exclude_seen), None, 0.0)
-        return float(ndcg_at(ranks).mean())
+        moments = evaluate.Moments(histories, users, positions, states, run.exclude_seen)
+        return float(ndcg_at(evaluate.ranks(catalogue, moments, None, 0.0)).mean())
 
     return watch
 

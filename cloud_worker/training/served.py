@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from cloud_worker.encoder import Encoder
 from cloud_worker.live.index import LiveOptions
 from cloud_worker.sequence import SequenceModel
 from cloud_worker.training import live, text
-from cloud_worker.training.data import Histories, make_histories
+from cloud_worker.training.bench import Bench, make_bench
+from cloud_worker.training.data import Histories, histories_of_events
 from cloud_worker.training.networks import Answers, Networks, sequence_embeddings
 from cloud_worker.training.projector import Projector
 from cloud_worker.training.snapshots import Snapshots
@@ -21,6 +23,7 @@ from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import BundleError
 
+Floats = npt.NDArray[np.float32]
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -62,15 +65,7 @@ def histories_of(bundle: Bundle, prepared: Prepared) -> Histories:
     """What the bundle was trained on: everything before its test period, and nothing of it."""
     manifest = bundle.manifest
     known = prepared.events.filter(pl.col("event_time_ms") < manifest.test.start_ms)
-    return in_indexes(bundle, known, manifest.valid.start_ms)
-
-
-def in_indexes(bundle: Bundle, events: pl.DataFrame, trained_until_ms: int) -> Histories:
-    """Events as histories in the bundle's item indexes; ``trained`` counts those before an event time."""
-    index = {item: row for row, item in enumerate(bundle.items.ids)}
-    items = np.array([index[item] for item in events["item_id"]], np.int64)
-    times = events["event_time_ms"].to_numpy()
-    return make_histories(events["device_id"].to_numpy(), items, times, len(index), trained_until_ms)
+    return histories_of_events(known, bundle.items.ids, manifest.valid.start_ms)
 
 
 def networks_of(bundle: Bundle) -> Networks:
@@ -78,6 +73,22 @@ def networks_of(bundle: Bundle) -> Networks:
     projector = Projector.from_tensors(bundle.cloud)
     sequence = SequenceModel.from_tensors(bundle.cloud)
     return Networks(srm_from_tensors(bundle.device), sequence, projector, projector)
+
+
+def bench_of(
+    bundle: Bundle, networks: Networks, histories: Histories, snapshots: Snapshots, embeddings: Floats
+) -> Bench:
+    """Serving at S snapshots with a bundle: with its φ, and embeddings (S, d) of its cloud."""
+    manifest = bundle.manifest
+    return make_bench(
+        networks,
+        histories,
+        snapshots,
+        embeddings,
+        exclude_seen=manifest.exclude_seen,
+        decay=manifest.recency_decay,
+        standard=(np.asarray(bundle.device["phi.mean"]), np.asarray(bundle.device["phi.scale"])),
+    )
 
 
 def answers_of(

@@ -39,8 +39,21 @@ class Snapshots:
     valid: npt.NDArray[np.bool_]
     encoded: npt.NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, users: Ints, positions: Ints) -> Snapshots:
+        """Moments of users and positions (Q,), each once, all of what is judged: of the later period, and encoded."""
+        wide = int(positions.max(initial=0)) + 1
+        keys = np.unique(users * wide + positions)
+        every = np.ones(len(keys), np.bool_)
+        return cls(keys // wide, keys % wide, every, every)
+
     def __len__(self) -> int:
         return len(self.users)
+
+    def find(self, users: Ints, positions: Ints) -> Ints:
+        """(Q,) rows of users and positions (Q,), which must be there."""
+        wide = int(self.positions.max(initial=0)) + 1
+        return np.searchsorted(self.users * wide + self.positions, users * wide + positions)
 
     def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Snapshots:
         """Some of them."""

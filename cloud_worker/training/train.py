@@ -2,7 +2,7 @@
 
 1. histories up to the test period; nothing later is read;
 2. on the training period: the SRM and the cloud's sequence network, while another thread encodes texts and asks the
-   live index about the past; the projector;
+   live index about the past, and then another process trains the SRM of step 4 and the second one; the projector;
 3. on the validation period: the live formula, the blend, α, the heads over the signals, what everything is worth; the
    calibrator is distilled on the training period before;
 4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
@@ -29,14 +29,14 @@ from cloud_worker.blend import Blend
 from cloud_worker.encoder import Encoder
 from cloud_worker.live.index import LiveIndex, LiveOptions
 from cloud_worker.sequence import SequenceModel
-from cloud_worker.training import blending, evaluate, live, projector, srm, text
+from cloud_worker.training import blending, evaluate, live, projector, text
 from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.background import Background
 from cloud_worker.training.bench import Bench, make_bench
 from cloud_worker.training.bundles import driftline_version
 from cloud_worker.training.checkpoints import Checkpoints
 from cloud_worker.training.controls import Controls, save_controls
-from cloud_worker.training.data import Histories, make_histories
+from cloud_worker.training.data import Histories, histories_of_events
 from cloud_worker.training.fusion import GRID, best_alpha
 from cloud_worker.training.judging import Judged, judge
 from cloud_worker.training.networks import Answers, Networks, fitted, sequence_embeddings
@@ -44,6 +44,7 @@ from cloud_worker.training.one_network import go_on, train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, silent
 from cloud_worker.training.run import Run, torch_device
 from cloud_worker.training.snapshots import Pairs, Snapshots, pairs_of
+from cloud_worker.training.srm_process import second_to_the_end, srm_to_the_end, train_second, train_srm
 from streams.bundle import Items, Manifest, refuse_to_replace, save_bundle
 from streams.datasets import Prepared, Split
 from streams.errors import TrainingError
@@ -92,8 +93,8 @@ def train_bundle(
     run = Run(histories, options, prepared.exclude_seen, device, checkpoints, on_progress)
     with Background(run, encoder, titles, categories) as background:
         stage = _first_stage(run, background)
-        bundle = _second_stage(run, stage) if options.retrain else stage
-        controls = _controls(run, stage, bundle) if options.controls else None
+        bundle = _second_stage(run, background, stage) if options.retrain else stage
+        controls = _controls(run, background, stage, bundle) if options.controls else None
     metrics = stage.metrics | {"seconds": time.monotonic() - started}
     on_progress(Progress("saving", 1, 1))
     table, bias = bundle.networks.space()
@@ -162,7 +163,8 @@ class _Stage:
 def _first_stage(run: Run, background: Background) -> _Stage:
     """Everything on the training period; choices and measures on the validation period."""
     options, histories, snapshots = run.options, run.histories, background.snapshots
-    small = train_network(run, "SRM", lambda: _untrained(run), options.srm)
+    small = train_srm(run)
+    background.finish_srms()
     item_text = background.item_text.result()
     big = train_network(
         run,
@@ -218,12 +220,13 @@ def _first_stage(run: Run, background: Background) -> _Stage:
     return _Stage(networks, answers, bench, repair, formula, blend, judged, metrics)
 
 
-def _second_stage(run: Run, first: _Stage) -> _Stage:
+def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
     """The same networks after some epochs over both periods; what was chosen stays."""
     options, histories, snapshots = run.options, run.histories, first.bench.snapshots
     networks = copy.deepcopy(first.networks)
-    go_on(run, "SRM to the end", networks.srm, options.srm)
     go_on(run, "cloud to the end", networks.sequence, options.sequence)
+    background.srms.result()
+    srm_to_the_end(run, networks.srm)
     sequence = sequence_embeddings(networks.sequence, histories, snapshots.users, snapshots.positions, options.window)
     answers = replace(first.answers, sequence=sequence)
     embeddings = fitted(
@@ -249,10 +252,11 @@ def _second_stage(run: Run, first: _Stage) -> _Stage:
     return replace(first, networks=networks, answers=answers, bench=bench, repair=repair)
 
 
-def _controls(run: Run, first: _Stage, last: _Stage) -> Controls:
+def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> Controls:
     """Trained as the bundle is: on the training period, α on the validation period, then on to the end."""
     options, snapshots = run.options, first.bench.snapshots
-    second = train_network(run, "second SRM", lambda: _untrained(run), options.srm)
+    background.srms.result()
+    second = train_second(run)
     run.seed_torch("distilled head")
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
@@ -265,25 +269,13 @@ def _controls(run: Run, first: _Stage, last: _Stage) -> Controls:
         other = replace(
             first.bench.catalogue, vectors=second.table().cpu().numpy(), bias=second.bias.detach().cpu().numpy()
         )
-    states = srm.running_states(second, run.histories, moments.users, moments.positions)
+    states = second.running_states(run.histories, moments.users, moments.positions)
     second_alpha = best_alpha(evaluate.ranks_for_alphas(other, moments, states, GRID))
     if options.retrain:
-        go_on(run, "second to the end", second, options.srm)
+        second_to_the_end(run, second)
         every = np.arange(len(snapshots))
         _distil(run, "head again", head, last.bench, Pairs(every, every), options.calibrator.final_epochs, generator)
     return Controls(second, second_alpha, head, head_alpha)
-
-
-def _untrained(run: Run) -> srm.Srm:
-    """The device's small model, as the options want it."""
-    options = run.options
-    return srm.make_srm(
-        options.srm_kind,
-        run.histories.n_items,
-        options.srm.dim,
-        window=options.window,
-        dropout=options.srm.dropout,
-    )
 
 
 def _histories(prepared: Prepared, split: Split, options: TrainOptions) -> Histories:
@@ -295,11 +287,7 @@ def _histories(prepared: Prepared, split: Split, options: TrainOptions) -> Histo
                 f"dataset {name}: no event lies in the {what} period", remedy="choose other fractions with --split"
             )
     events = prepared.events.filter(pl.col("event_time_ms") < split.test.start_ms)
-    index = {item: row for row, item in enumerate(prepared.items["item_id"].to_list())}
-    items = np.array([index[item] for item in events["item_id"]], np.int64)
-    users = events["device_id"].to_numpy()
-    times = events["event_time_ms"].to_numpy()
-    histories = make_histories(users, items, times, len(index), split.valid.start_ms)
+    histories = histories_of_events(events, prepared.items["item_id"].to_list(), split.valid.start_ms)
     trainable = int((histories.trained >= 2).sum())
     if trainable < options.least_devices:
         raise TrainingError(

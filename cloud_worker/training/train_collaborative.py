@@ -38,9 +38,17 @@ from cloud_worker.training.collaborative import (
     Collaborative,
     save_collaborative,
 )
-from cloud_worker.training.data import Histories, Ints
+from cloud_worker.training.data import Ints
 from cloud_worker.training.evaluate import Catalogue, Moments
-from cloud_worker.training.list_fusion import best_weight, list_ranks, mixed, probabilities
+from cloud_worker.training.list_fusion import (
+    FIXED,
+    LEARNED_RULE,
+    SRM_ONLY,
+    best_weight,
+    list_ranks,
+    mixed,
+    probabilities,
+)
 from cloud_worker.training.list_training import Examples, Stretches, cut, examples
 from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.one_network import train_network
@@ -48,7 +56,7 @@ from cloud_worker.training.options import OnProgress, Progress, TrainOptions, in
 from cloud_worker.training.run import Run, torch_device
 from cloud_worker.training.served import answers_of, check_data, check_encoder, histories_of, networks_of
 from cloud_worker.training.snapshots import Snapshots
-from cloud_worker.training.srm import Srm, make_srm, running_states
+from cloud_worker.training.srm import Srm, make_srm
 from cloud_worker.training.text import item_texts
 from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
@@ -58,9 +66,6 @@ from streams.experiment.ranking_metrics import ndcg_at
 
 __all__ = ["FILE", "CollaborativeOptions", "Judgement", "train_collaborative"]
 
-SRM_ONLY, CLOUD_ONLY, LEARNED_RULE = "SRM only", "cloud only", "learned λ"
-RULES: Final = {CLOUD_ONLY: 0.0, "equal (λ = 1)": 1.0, "SRM×2 (λ = 2)": 2.0}
-"""λ of the rules that have a fixed one."""
 SHARES: Final = (0.5, 0.2, 0.3)
 """Of the lists: early in the training period, late in it, in the validation period."""
 
@@ -124,12 +129,11 @@ def train_collaborative(
     histories, networks = run.histories, networks_of(bundle)
     parts = _draw(bundle, run, options)
     users, positions = (np.concatenate(each) for each in zip(*(part.made_at() for part in parts), strict=True))
-    snapshots, back = _in_order(histories, users, positions)
+    snapshots = Snapshots.of(users, positions)
     answers = answers_of(bundle, networks, histories, snapshots, encoder, told)
-    hidden = np.zeros((len(snapshots), 0), np.float32)
-    at = Moments(histories, snapshots.users, snapshots.positions, hidden, run.exclude_seen)
+    at = Moments.without_states(histories, snapshots.users, snapshots.positions, exclude_seen=run.exclude_seen)
     on_progress(Progress("lists", 0, 1))
-    lists = cloud_lists(answers, at, networks.space(), blend_of(bundle)).take(back)
+    lists = cloud_lists(answers, at, networks.space(), blend_of(bundle)).take(snapshots.find(users, positions))
     on_progress(Progress("lists", 1, 1))
     edges = np.cumsum([0, *(int(part.lists.sum()) for part in parts)])
     of = [lists.take(slice(*each)) for each in itertools.pairwise(edges)]
@@ -201,14 +205,6 @@ def _draw(bundle: Bundle, run: Run, options: CollaborativeOptions) -> tuple[Stre
             remedy="use more data, or train a bundle with another --split",
         )
     return drawn[0], drawn[1], drawn[2]
-
-
-def _in_order(histories: Histories, users: Ints, positions: Ints) -> tuple[Snapshots, Ints]:
-    """The snapshots, each once and by user, as the others expect them; and where each of those asked for is."""
-    wide = int(histories.lengths.max()) + 1
-    keys, back = np.unique(users * wide + positions, return_inverse=True)
-    every = np.ones(len(keys), np.bool_)
-    return Snapshots(keys // wide, keys % wide, every, every), back
 
 
 def _joined(one: Examples, other: Examples) -> Examples:
@@ -286,7 +282,7 @@ def _judge(run: Run, srms: Mapping[str, Srm], stretches: Stretches, lists: Cloud
         model, on_lists = srms[training], training != INDEPENDENT
         tensors = model.tensors()
         out, bias = tensors["srm.item_out"], tensors["srm.bias_out"]
-        hidden = running_states(model, run.histories, users, positions)
+        hidden = model.running_states(run.histories, users, positions)
         catalogue, moments = (
             Catalogue(out, bias, out, bias),
             Moments(run.histories, users, positions, hidden, run.exclude_seen),
@@ -296,7 +292,7 @@ def _judge(run: Run, srms: Mapping[str, Srm], stretches: Stretches, lists: Cloud
         for block in blocks(catalogue, moments, served):
             p = probabilities(block, trained_on_lists=on_lists)
             ranks.setdefault(SRM_ONLY, []).append(ranks_of(block.srm, block.moments.targets, block.seen))
-            for rule, weight in {**RULES, LEARNED_RULE: weights[training]}.items():
+            for rule, weight in {**FIXED, LEARNED_RULE: weights[training]}.items():
                 ranks.setdefault(rule, []).append(list_ranks(block, mixed(block, p, 1.0, weight)))
         found[training] = {rule: ndcg_at(np.concatenate(each)) for rule, each in ranks.items()}
     run.on_progress(Progress("judging", len(TRAININGS), len(TRAININGS)))

@@ -56,7 +56,7 @@ def collaborative(
     ) as run:
         from cloud_worker.evaluation import collaborative as measure
         from cloud_worker.training.collaborative import INDEPENDENT, load_collaborative
-        from cloud_worker.training.list_fusion import LEARNED
+        from cloud_worker.training.list_fusion import LEARNED, SRM_ONLY
         from infra.evaluation.collaborative_plot import plot_collaborative
 
         judged = run.judged.bundle
@@ -77,7 +77,7 @@ def collaborative(
         over = {
             (rule, ratio): measure.reliability_over(own, rule, ratio)
             for rule in own.stale
-            if rule != measure.SRM_ONLY
+            if rule != SRM_ONLY
             for ratio in measure.RATIOS
             if 0 < ratio < 1
         }
@@ -124,7 +124,7 @@ def collaborative(
         }
 
         def show(console: Console) -> None:
-            console.print(_table(cells[INDEPENDENT], measure.RATIOS, measure.SRM_ONLY))
+            console.print(_table(cells[INDEPENDENT], measure.RATIOS, SRM_ONLY))
             console.print(_differences_table({rule: each for (rule, at), each in over.items() if at == SHOWN_RATIO}))
             if made is not None:
                 console.print(_trainings_table(cells, trained, measure.RATIOS, measure.PER_DEVICE))

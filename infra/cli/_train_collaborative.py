@@ -42,26 +42,19 @@ def train_collaborative(
     settings = context.settings
     wanted = settings if dataset is None else settings.model_copy(update={"dataset": dataset})
     path = choose_bundle(wanted, bundle)  # said before torch is waited for
-    from cloud_worker.cache import CachedEncoder, EmbeddingCache
-    from cloud_worker.encoder import make_encoder
     from cloud_worker.training import train_collaborative as training
     from infra.cli._bars import StageBars
-    from infra.evaluation.opening import open_judged
+    from infra.evaluation.opening import open_encoder, open_judged
 
     judged = open_judged(settings, dataset, path)
-    cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
-    try:
-        encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
-        with StageBars() as bars:
-            _, found = training.train_collaborative(
-                judged.bundle,
-                judged.prepared,
-                encoder,
-                training.CollaborativeOptions(seed=seed, device=device),
-                lambda p: bars.show(p.stage, p.done, p.total, p.note),
-            )
-    finally:
-        cache.close()
+    with open_encoder(settings) as encoder, StageBars() as bars:
+        _, found = training.train_collaborative(
+            judged.bundle,
+            judged.prepared,
+            encoder,
+            training.CollaborativeOptions(seed=seed, device=device),
+            lambda p: bars.show(p.stage, p.done, p.total, p.note),
+        )
     meta = {
         "bundle": judged.bundle.id,
         "path": str(path / training.FILE),

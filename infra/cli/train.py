@@ -89,26 +89,20 @@ def train(
     if found:
         manifest = load_bundle(path).manifest
     else:
-        from cloud_worker.cache import CachedEncoder, EmbeddingCache
-        from cloud_worker.encoder import make_encoder
         from cloud_worker.training.options import TrainOptions, in_a_hurry, with_srm
         from cloud_worker.training.train import train_bundle
         from infra.cli._bars import StageBars
+        from infra.evaluation.opening import open_encoder
         from streams.bundle import refuse_to_replace
 
         refuse_to_replace(path)  # before the encoder is loaded
-        cache = EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
-        try:
-            encoder = CachedEncoder(make_encoder(settings.cloud, settings.home), cache)
-            with StageBars() as bars:
-                options = with_srm(TrainOptions(seed=seed, device=device.value, retrain=retrain), srm.value)
-                if quick:
-                    options = in_a_hurry(options)
-                manifest = train_bundle(
-                    prepared, periods, encoder, path, options, lambda p: bars.show(p.stage, p.done, p.total, p.note)
-                )
-        finally:
-            cache.close()
+        options = with_srm(TrainOptions(seed=seed, device=device.value, retrain=retrain), srm.value)
+        if quick:
+            options = in_a_hurry(options)
+        with open_encoder(settings) as encoder, StageBars() as bars:
+            manifest = train_bundle(
+                prepared, periods, encoder, path, options, lambda p: bars.show(p.stage, p.done, p.total, p.note)
+            )
     assert manifest is not None
     _report(manifest, path, found=found, as_json=as_json)
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cloud_worker.evaluation.collaborative import RANDOM, SRM_ONLY
+from cloud_worker.evaluation.collaborative import RANDOM
 from cloud_worker.training.collaborative import ADAPTIVE, COOPERATIVE
+from cloud_worker.training.list_fusion import SRM_ONLY
 from infra.evaluation.plots import figure
 
 if TYPE_CHECKING:

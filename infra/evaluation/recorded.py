@@ -12,7 +12,6 @@ from cloud_worker.evaluation.test_period import TestPeriod
 from cloud_worker.training import signals
 from cloud_worker.training.evaluate import Moments
 from cloud_worker.training.snapshots import Pairs as SnapshotPairs
-from cloud_worker.training.srm import running_states
 from device_agent.learning import Learning
 from device_agent.ranking import Mode, without_seen
 from device_agent.serving import Pairs
@@ -146,7 +145,7 @@ def _trained_after(period: TestPeriod, moments: Moments, since: Ints, embeddings
     bench, histories = period.bench, period.histories
     rows = np.flatnonzero(moments.positions + 1 < histories.lengths[moments.users])
     users, begin, end = moments.users[rows], since[rows], moments.positions[rows] + 1
-    hidden = running_states(period.networks.srm, histories, users, end)
+    hidden = period.networks.srm.running_states(histories, users, end)
     means = signals.recent_means(histories, users, begin, end, bench.unit, bench.decay)
     phi = signals.signals(histories, users, begin, end, embeddings[rows], hidden, means, bench.unit, bench.spaces)
     return rows, np.concatenate([means, phi], axis=1)

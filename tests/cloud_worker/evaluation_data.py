@@ -17,7 +17,9 @@ from cloud_worker.training.options import (
     ProjectorOptions,
     TrainOptions,
 )
-from streams.datasets import Prepared
+from cloud_worker.training.train import train_bundle
+from streams.bundle import Bundle, load_bundle
+from streams.datasets import Prepared, Split, global_time_split
 from streams.datasets.base import EVENT_SCHEMA
 from streams.datasets.prepared import Manifest
 
@@ -66,6 +68,16 @@ def made_up(seed: int = 0) -> Prepared:
             rows.append((f"u{user}", f"i{at}", int(time * HOUR_MS), "view", None))
     events = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row").sort("event_time_ms", maintain_order=True)
     return prepared_of(events, f"hash-{seed}")
+
+
+def made_up_data() -> tuple[Prepared, Split]:
+    prepared = made_up()
+    return prepared, global_time_split(prepared.events)
+
+
+def train_made_up(path: Path) -> Bundle:
+    train_bundle(*made_up_data(), HashEncoder(), path, OPTIONS)
+    return load_bundle(path)
 
 
 def prepared_of(events: pl.DataFrame, content: str, *, n_items: int = N_ITEMS, repeats: bool = False) -> Prepared:

@@ -19,11 +19,10 @@ from cloud_worker.training.collaborative import FILE, TRAININGS, load_collaborat
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.list_training import OTHERS, SERVES, cut, examples, list_loss
 from cloud_worker.training.options import TrainOptions
-from cloud_worker.training.srm import make_srm, running_states
+from cloud_worker.training.srm import make_srm
 from cloud_worker.training.train import train_bundle
 from cloud_worker.training.train_collaborative import CollaborativeOptions, train_collaborative
 from streams.bundle import load_bundle
-from streams.datasets import global_time_split
 from streams.errors import BundleError
 from tests.cloud_worker.evaluation_data import N_ITEMS, OPTIONS, HashEncoder, made_up, prepared_of
 
@@ -133,7 +132,7 @@ def test_an_srm_overfits_the_lists_of_a_batch(histories, kind):
     )  # fmt: skip
     assert losses[-1] < 0.1 * losses[0]
     users, positions, _ = stretches.served()
-    hidden = running_states(model, histories, users, positions)
+    hidden = model.running_states(histories, users, positions)
     scores = np.einsum("qh,qnh->qn", hidden, model.table().detach().numpy()[given.items])
     scores = np.where(given.valid, scores + model.bias.detach().numpy()[given.items], -np.inf)
     assert (scores.argmax(axis=1) == 0).mean() > 0.97
@@ -146,22 +145,9 @@ def test_the_first_bias_moves_no_rank_and_makes_the_logits_odds_against_a_list(h
     list_training.shift_bias(model, histories, stretches)
     shift = (model.bias.detach() - before).numpy()
     assert shift == pytest.approx(shift[0], abs=1e-5)
-    hidden = running_states(model, histories, stretches.users, stretches.begins)
+    hidden = model.running_states(histories, stretches.users, stretches.begins)
     scores = hidden @ model.table().detach().numpy().T + model.bias.detach().numpy()
     assert np.log(np.exp(scores).sum(axis=1)).mean() == pytest.approx(np.log(N / 99), abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def data():
-    prepared = made_up()
-    return prepared, global_time_split(prepared.events)
-
-
-@pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "b"
-    train_bundle(*data, HashEncoder(), path, OPTIONS)
-    return load_bundle(path)
 
 
 @pytest.fixture(scope="module")

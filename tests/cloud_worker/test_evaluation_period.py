@@ -32,25 +32,11 @@ from cloud_worker.training.train import train_bundle
 from cloud_worker.user_model import BlendedUserModel
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
-from streams.datasets import global_time_split
 from streams.errors import BundleError, DatasetError
 from streams.experiment.ranking_metrics import ndcg_at
 from tests.cloud_worker.evaluation_data import LENGTH, N_ITEMS, OPTIONS, HashEncoder, made_up, prepared_of
 
 GAPS = (0, 1, 4, 8)
-
-
-@pytest.fixture(scope="module")
-def data():
-    prepared = made_up()
-    return prepared, global_time_split(prepared.events)
-
-
-@pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "b"
-    train_bundle(*data, HashEncoder(), path, OPTIONS)
-    return load_bundle(path)
 
 
 @pytest.fixture(scope="module")

@@ -17,26 +17,10 @@ from cloud_worker.evaluation.tuning import PATIENCE, train_tuned
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.evaluate import Moments
 from cloud_worker.training.served import histories_of
-from cloud_worker.training.train import train_bundle
-from streams.bundle import load_bundle
-from streams.datasets import global_time_split
 from streams.errors import TrainingError
-from tests.cloud_worker.evaluation_data import N_ITEMS, OPTIONS, HashEncoder, made_up, prepared_of
+from tests.cloud_worker.evaluation_data import N_ITEMS, HashEncoder, prepared_of
 
 POPULAR = np.arange(6, dtype=np.float32)[::-1].copy()
-
-
-@pytest.fixture(scope="module")
-def data():
-    prepared = made_up()
-    return prepared, global_time_split(prepared.events)
-
-
-@pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "b"
-    train_bundle(*data, HashEncoder(), path, OPTIONS)
-    return load_bundle(path)
 
 
 class NextOnTheRing:

@@ -17,18 +17,11 @@ from device_agent.agent import DeviceCore, Wave
 from infra.evaluation.recorded import record
 from infra.evaluation.runtime import parity
 from streams.bundle import load_bundle
-from streams.datasets import global_time_split
 from streams.experiment.arms import parse_arm
-from tests.cloud_worker.evaluation_data import OPTIONS, HashEncoder, made_up
+from tests.cloud_worker.evaluation_data import OPTIONS, HashEncoder
 
 WINDOW = 10
 """Histories are longer, so windows fill."""
-
-
-@pytest.fixture(scope="module")
-def data():
-    prepared = made_up()
-    return prepared, global_time_split(prepared.events)
 
 
 @pytest.fixture(scope="module")

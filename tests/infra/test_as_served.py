@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cloud_worker.training.train import train_bundle
 from infra.demo.record import (
     EMBEDDINGS,
     MANIFEST,
@@ -24,12 +23,10 @@ from infra.demo.record import (
     write_served,
 )
 from infra.evaluation.as_served import compare
-from streams.bundle import load_bundle
-from streams.datasets import global_time_split
 from streams.errors import BundleError, DatasetError, SettingsError
 from streams.experiment.ranking_metrics import ndcg_at
 from tests.bundles import make_bundle
-from tests.cloud_worker.evaluation_data import OPTIONS, HashEncoder, made_up
+from tests.cloud_worker.evaluation_data import HashEncoder, made_up, made_up_data, train_made_up
 from tests.command import Command
 from tests.in_process import InProcess
 
@@ -38,15 +35,12 @@ ARMS = ("never", "steady=every-n:n=3", "drift=drift:rate=0.3")
 
 @pytest.fixture(scope="module")
 def data():
-    prepared = made_up()
-    return prepared, global_time_split(prepared.events)
+    return made_up_data()
 
 
 @pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "b"
-    train_bundle(*data, HashEncoder(), path, OPTIONS)
-    return load_bundle(path)
+def bundle(tmp_path_factory):
+    return train_made_up(tmp_path_factory.mktemp("bundle") / "b")
 
 
 def served_by(folder: Path, *arguments, **options) -> ServedRun:

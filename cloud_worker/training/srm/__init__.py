@@ -6,7 +6,7 @@ has is a word of its manifest.
 
 from cloud_worker.training.srm.base import Srm
 from cloud_worker.training.srm.gru4rec import Gru4Rec
-from cloud_worker.training.srm.kinds import KINDS, make_srm, running_states, srm_from_tensors
+from cloud_worker.training.srm.kinds import KINDS, make_srm, srm_from_tensors
 from cloud_worker.training.srm.sasrec import Sasrec
 
-__all__ = ["KINDS", "Gru4Rec", "Sasrec", "Srm", "make_srm", "running_states", "srm_from_tensors"]
+__all__ = ["KINDS", "Gru4Rec", "Sasrec", "Srm", "make_srm", "srm_from_tensors"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.srm.base import Floats, Srm
 from cloud_worker.training.srm.gru4rec import Gru4Rec
 from cloud_worker.training.srm.sasrec import Sasrec
@@ -47,8 +46,3 @@ def srm_from_tensors(tensors: Mapping[str, Floats]) -> Srm:
     """
     kind = next((kind for kind, own in SRM_TENSORS.items() if own.keys() <= tensors.keys()), "gru4rec")
     return KINDS[kind].from_tensors(tensors)
-
-
-def running_states(model: Srm, histories: Histories, users: Ints, positions: Ints) -> Floats:
-    """(Q, h) what devices have as the SRM's state when users (Q,) have made their first positions (Q,) interactions."""
-    return model.running_states(histories, users, positions)
