@@ -7,6 +7,7 @@ run `checkpoint_forever` beside them, commit `positions` as the group's offsets,
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -35,7 +36,8 @@ class DeviceHost:
     interval_s
         ...or this time...
     request_linger_s
-        ...or so long after a refresh request was decided.
+        ...or when a refresh request was decided, but not sooner than so long after the last checkpoint: in a calm
+        stream a request leaves at once, in a busy one they share checkpoints.
     on_failure
         Called with the error when a checkpoint's outcome is unknown; must end the process.
     """
@@ -62,6 +64,8 @@ class DeviceHost:
         self._on_failure = on_failure
         self._partitions: dict[int, CheckpointedPartition] = {}
         self._wake = asyncio.Event()
+        self._ended_s = -math.inf
+        """When the last checkpoint ended."""
         self._changing = asyncio.Lock()
         """Of what is owned: a framework may seek while a revocation still waits for its last checkpoint."""
         self._log = structlog.get_logger("host")
@@ -135,13 +139,14 @@ class DeviceHost:
             except TimeoutError:
                 pass
             else:
-                await asyncio.sleep(self._linger_s)
+                await asyncio.sleep(self._ended_s + self._linger_s - asyncio.get_running_loop().time())
             self._wake.clear()
             await self.checkpoint_all()
 
     async def checkpoint_all(self) -> None:
         """Checkpoint every partition that has something new."""
         await asyncio.gather(*(self._checkpoint(each) for each in list(self._partitions.values())))
+        self._ended_s = asyncio.get_running_loop().time()
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset of each input partition, as far as it is durable: what the group may commit."""

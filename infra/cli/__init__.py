@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import select
 import sys
@@ -28,6 +29,7 @@ __all__ = ["CliContext", "app", "main"]
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 _OURS = {"streams", "device_agent", "cloud_worker", "infra"}
 
 app = typer.Typer(
@@ -128,6 +130,13 @@ def main() -> None:
         else:
             remedy = "install Driftline with its extras: uv pip install 'driftline[device,cloud,evaluate]'"
             _say(f"this command needs the Python package {package}, which is not installed", remedy)
+        code = EXIT_FAILURE
+    except OSError as problem:
+        if problem.errno in _UNWRITABLE and problem.filename:
+            remedy = "Driftline writes under .driftline: name a folder that it may write to with --home, or make room"
+            _say(f"{problem.filename}: {problem.strerror}", remedy)
+        else:
+            _unexpected(problem, context)
         code = EXIT_FAILURE
     except Exception as problem:  # noqa: BLE001 - the edge of the process: whatever it is, it is said and counted as 1
         _unexpected(problem, context)

@@ -207,6 +207,17 @@ def test_an_unexpected_error_is_one_line_and_a_file_with_the_rest(driftline, scr
     assert 'KeyError("lost")' in loud.stderr
 
 
+@pytest.mark.parametrize("verb", [["data", "prepare", "ml-100k"], ["demo"], ["train"]])
+def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(driftline, tmp_path: Path, verb: list[str]) -> None:
+    (tmp_path / "file").touch()
+    done = driftline("--home", str(tmp_path / "file"), *verb)
+    assert done.returncode == 1
+    assert f"{tmp_path}/file" in done.stderr
+    assert "Not a directory" in done.stderr
+    assert "--home" in done.stderr
+    assert "unexpected" not in done.stderr
+
+
 def test_a_missing_extra_is_named(driftline, script: str) -> None:
     done = driftline("package", script=script)
     assert done.returncode == 1
