@@ -26,7 +26,7 @@ TITLE_LIMIT: Final = 160
 """Characters of a title or of its categories: one very long title must not push the others out of the encoder."""
 _UNITS: Final = ((365, "year"), (30, "month"), (7, "week"), (1, "day"))
 
-_Indexes = Sequence[int] | npt.NDArray[np.integer]
+Indexes = Sequence[int] | npt.NDArray[np.integer]
 
 
 def item_text(title: str, categories: str) -> str:
@@ -46,7 +46,7 @@ def item_text(title: str, categories: str) -> str:
 
 
 def profile_text(
-    items: _Indexes, times_ms: _Indexes, titles: Sequence[str], categories: Sequence[str], *, last: int
+    items: Indexes, times_ms: Indexes, titles: Sequence[str], categories: Sequence[str], *, last: int
 ) -> str:
     """The profile text of one history window.
 

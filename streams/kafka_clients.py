@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import (
-    KafkaError,
-)
+from kafka.errors import KafkaError
 
 from streams.errors import BrokerError
 from streams.log import get_logger
@@ -93,12 +93,6 @@ def _servers(kafka: KafkaSettings) -> list[str]:
             "no Kafka broker is named",
             remedy="set kafka.bootstrap (DRIFTLINE_KAFKA__BOOTSTRAP), or let `driftline up` start a broker",
         )
-    for each in servers:
-        host, colon, port = each.rpartition(":")
-        if not (host and colon and port.isdecimal() and 0 < int(port) < 65_536):
-            raise BrokerError(
-                f"{each!r} is no address of a Kafka broker", remedy="write kafka.bootstrap like host:9092[,host:9092]"
-            )
     return servers
 
 
@@ -198,10 +192,7 @@ def wait_for_broker(kafka: KafkaSettings | str, timeout_s: float = 60.0) -> str:
     settings = KafkaSettings(bootstrap=kafka) if isinstance(kafka, str) else kafka
     config = client_config(settings)
     deadline = time.monotonic() + timeout_s
-    quiet = logging.getLogger("kafka")
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # failed attempts are expected here, and our error tells the last one
-    try:
+    with quiet_clients():
         while True:
             left = deadline - time.monotonic()
             attempt_ms = max(500, int(min(left, 5.0) * 1000))
@@ -220,8 +211,18 @@ def wait_for_broker(kafka: KafkaSettings | str, timeout_s: float = 60.0) -> str:
             if time.monotonic() >= deadline:
                 raise _unreachable(settings, problem) from problem
             time.sleep(0.2)
+
+
+@contextmanager
+def quiet_clients() -> Iterator[None]:
+    """Keep kafka-python's own log quiet: a failed attempt is expected here, and an error of ours tells the last one."""
+    logger = logging.getLogger("kafka")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
 
 
 def _release(admin: KafkaAdminClient) -> str:

@@ -63,7 +63,7 @@ class KafkaSettings(_Group):
         for each in filter(None, map(str.strip, given.split(","))):
             host, _, port = each.rpartition(":")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-                raise ValueError(f"{each!r} is no host:port")
+                raise ValueError(f"{each!r} is no address of a Kafka broker; write host:9092[,host:9092]")
         return given
 
 

@@ -7,7 +7,6 @@ whether it is ready, ``guard`` ends it when its parent is gone, ``server`` is th
 from infra.broker.external import ExternalBroker, RunningKafka, broker_for
 from infra.broker.jars import KafkaJars, cache_dir, find_jars, get_jars, pinned_version
 from infra.broker.java import JAVA_NEEDED, Java, find_java
-from infra.broker.probe import reach
 from infra.broker.server import Broker, free_port, port_is_free
 
 __all__ = [
@@ -25,5 +24,4 @@ __all__ = [
     "get_jars",
     "pinned_version",
     "port_is_free",
-    "reach",
 ]

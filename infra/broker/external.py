@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Final, Protocol, Self
 
-from infra.broker.probe import reach
 from infra.broker.server import Broker
+from streams.kafka_clients import wait_for_broker
+from streams.settings import KafkaSettings
+
+WAIT_S: Final = 15.0
+"""How long a Kafka that runs elsewhere may take to answer."""
 
 
 class RunningKafka(Protocol):
@@ -41,30 +45,28 @@ class ExternalBroker:
 
     Parameters
     ----------
-    bootstrap
-        Its bootstrap servers.
-    clients
-        More settings for the Kafka clients (TLS, SASL), by kafka-python's names.
+    kafka
+        How to reach it.
     """
 
     pid: int | None = None
     log_file: Path | None = None
 
-    def __init__(self, bootstrap: str, *, clients: Mapping[str, Any] | None = None) -> None:
-        self._bootstrap = bootstrap
-        self._clients = clients
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
         self._version: str | None = None
 
     @property
     def bootstrap(self) -> str:
         """The bootstrap servers as given."""
-        return self._bootstrap
+        return self._kafka.bootstrap
 
     @property
     def version(self) -> str:
         """The release line that the broker's features are of."""
         if self._version is None:
-            self._version = reach(self._bootstrap, clients=self._clients)
+            self.start()
+        assert self._version is not None
         return self._version
 
     def start(self) -> None:
@@ -75,7 +77,7 @@ class ExternalBroker:
         BrokerError
             It does not.
         """
-        self._version = reach(self._bootstrap, clients=self._clients)
+        self._version = wait_for_broker(self._kafka, WAIT_S)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Leave it alone: it is not ours."""
@@ -89,15 +91,14 @@ class ExternalBroker:
 
 
 def broker_for(
-    bootstrap: str | None,
+    kafka: KafkaSettings,
     data_dir: Path,
     *,
     port: int | None = None,
     heap_mb: int = 384,
     say: Callable[[str], None] | None = None,
-    clients: Mapping[str, Any] | None = None,
 ) -> Broker | ExternalBroker:
-    """Return the Kafka to use, not started yet: the one at ``bootstrap``, or else one of our own in ``data_dir``."""
-    if bootstrap:
-        return ExternalBroker(bootstrap, clients=clients)
+    """Return the Kafka to use, not started yet: the one that is named, or else one of our own in ``data_dir``."""
+    if kafka.bootstrap:
+        return ExternalBroker(kafka)
     return Broker(data_dir, port=port, heap_mb=heap_mb, say=say)

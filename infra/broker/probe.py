@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 
 from streams.errors import BrokerError
+from streams.kafka_clients import quiet_clients
 
 _PROBE = "driftline-readiness"
 _ATTEMPT_MS = 5000
@@ -55,48 +54,6 @@ def wait_until_ready(
     raise BrokerError(f"the broker at {bootstrap} {what} ({last})")
 
 
-def reach(bootstrap: str, *, timeout_s: float = 15.0, clients: Mapping[str, Any] | None = None) -> str:
-    """Verify that a broker that runs elsewhere answers, and return the version it says it has.
-
-    The protocol does not carry the exact release; what is returned is the newest release line whose features the
-    broker has, such as ``"4.1"``.
-
-    Raises
-    ------
-    BrokerError
-        It does not answer.
-    """
-    settings = {"client_id": _PROBE, **(clients or {})}
-    try:
-        with quiet_clients():
-            admin = KafkaAdminClient(
-                bootstrap_servers=bootstrap.split(","),
-                bootstrap_timeout_ms=int(timeout_s * 1000),
-                request_timeout_ms=int(timeout_s * 1000),
-                **settings,
-            )
-            try:
-                admin.describe_cluster()
-                return _release(admin)
-            finally:
-                admin.close()
-    except (KafkaError, OSError) as problem:
-        raise BrokerError(
-            f"no Kafka answers at {bootstrap} ({type(problem).__name__}: {problem})",
-            remedy="check the bootstrap servers and that the broker runs; leave them out to have one started here",
-        ) from problem
-
-
-def _release(admin: KafkaAdminClient) -> str:
-    levels = admin.describe_features()
-    level = levels.get("metadata.version", {}).get("finalized", (0, 0))[1]
-    # metadata.version 25 is 4.0-IV3, 27 is 4.1-IV1: KIP-584's levels, one line per release.
-    for release, lowest in (("4.2 or later", 28), ("4.1", 26), ("4.0", 22), ("3.x", 1)):
-        if level >= lowest:
-            return release
-    return "unknown"
-
-
 def _listens(bootstrap: str) -> bool:
     host, _, port = bootstrap.rpartition(":")
     try:
@@ -126,15 +83,3 @@ def _attempt(bootstrap: str, settings: dict[str, Any]) -> str | None:
         except (KafkaError, OSError) as problem:
             return f"{type(problem).__name__}: {problem}"
     return None
-
-
-@contextlib.contextmanager
-def quiet_clients() -> Iterator[None]:
-    """Keep the Kafka client's own log quiet: a failed attempt is expected here and is told by our error."""
-    logger = logging.getLogger("kafka")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

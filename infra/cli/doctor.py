@@ -20,18 +20,18 @@ def doctor(
     from infra.broker import pinned_version
     from infra.doctor import Check, examine, healthy
     from streams.errors import SettingsError
-    from streams.settings import Settings, load_settings
+    from streams.settings import KafkaSettings, Settings, load_settings
 
     checks: list[Check] = []
-    home, bootstrap = Path(Settings.model_fields["home"].default), ""
+    home, kafka = Path(Settings.model_fields["home"].default), KafkaSettings()
     try:
         settings = load_settings()
     except SettingsError as problem:
         checks.append(Check("settings", False, problem.message, problem.remedy or "correct the setting"))
     else:
-        home, bootstrap = settings.home, settings.kafka.bootstrap
+        home, kafka = settings.home, settings.kafka
         checks.append(Check("settings", True, "no unknown keys, all values fit"))
-    checks += examine(home, bootstrap=bootstrap)
+    checks += examine(home, kafka)
     well = healthy(checks)
     if json:
         meta = {

@@ -6,6 +6,7 @@ import typer
 
 from infra.cli._evaluate_collaborative import collaborative
 from infra.cli._evaluate_demo import demo
+from infra.cli._evaluate_profiles import profiles
 from infra.cli._evaluate_references import references
 from infra.cli._evaluate_reliability import reliability
 from infra.cli._evaluate_runtime import runtime
@@ -17,6 +18,7 @@ app.command("reliability")(reliability)
 app.command("collaborative")(collaborative)
 app.command("runtime")(runtime)
 app.command("references")(references)
+app.command("profiles")(profiles)
 app.command("demo")(demo)
 
 

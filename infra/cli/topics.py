@@ -18,6 +18,7 @@ Prefix = Annotated[str | None, typer.Option("--topic-prefix", help="Put before e
 Partitions = Annotated[int | None, typer.Option("--partitions", min=1, help="Of every topic keyed by device.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
+WAIT_S = 10.0
 COLUMNS = ("topic", "state", "partitions", "replication", "cleanup.policy", "retention.ms", "records")
 
 
@@ -69,11 +70,13 @@ def delete_topics(
 
 
 def _settings(bootstrap: str | None, prefix: str | None, partitions: int | None) -> tuple[KafkaSettings, Topics]:
+    from streams.kafka_clients import wait_for_broker
     from streams.settings import load_settings
     from streams.topics import Topics
 
     flags = {"kafka.bootstrap": bootstrap, "kafka.topic_prefix": prefix, "kafka.partitions": partitions}
     kafka = load_settings(flags=flags).kafka
+    wait_for_broker(kafka, WAIT_S)
     return kafka, Topics(kafka.topic_prefix, kafka.partitions)
 
 

@@ -32,7 +32,6 @@ def up(
     from infra.workers import worker_specs
     from infra.workspace import Workspace
     from streams.kafka_admin import ensure_topics
-    from streams.kafka_clients import client_config
     from streams.topics import Topics
 
     context: CliContext = ctx.obj
@@ -42,8 +41,7 @@ def up(
     manifest = read_manifest(folder)
     dataset = manifest.dataset if manifest else settings.dataset  # other events would be of items it does not know
     workspace = Workspace(settings.home)
-    clients = client_config(settings.kafka) if settings.kafka.bootstrap else None
-    broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=typer.echo, clients=clients)
+    broker = broker_for(settings.kafka, workspace.kafka, say=typer.echo)
     with like_ctrl_c():
         try:
             broker.start()

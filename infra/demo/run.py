@@ -35,7 +35,6 @@ from streams.experiment.arms import Experiment
 from streams.experiment.outcomes import Outcomes
 from streams.experiment.report import Report, build_report
 from streams.kafka_admin import delete_topics, ensure_topics
-from streams.kafka_clients import client_config
 from streams.replay import (
     AtMostRate,
     AtSpeed,
@@ -107,7 +106,7 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)  # a path must stay whole
 
-    broker = broker_for(settings.kafka.bootstrap, workspace.kafka, say=say, clients=_clients(settings))
+    broker = broker_for(settings.kafka, workspace.kafka, say=say)
     prepared = ensure_prepared(settings, options.dataset)
     try:
         with BundleInTheMaking(settings, prepared, say) as making:
@@ -307,10 +306,6 @@ def _pace(speed: float | None) -> Pace:
     if speed is None:
         return AtMostRate(RATE)
     return Flat() if speed == float("inf") else AtSpeed(speed)
-
-
-def _clients(settings: Settings) -> dict[str, object] | None:
-    return client_config(settings.kafka) if settings.kafka.bootstrap else None
 
 
 def _tell(event: SupervisorEvent, say: Say) -> None:

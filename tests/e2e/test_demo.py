@@ -113,6 +113,18 @@ def test_a_split_experiment_from_a_file_over_all_events_that_there_are(trained: 
     agrees_offline(trained, run, report)
 
 
+def test_a_demo_on_a_kafka_that_runs_elsewhere_leaves_it_as_it_was(trained: Command, kafka: Broker) -> None:
+    before = set(describe_topics(KafkaSettings(bootstrap=kafka.bootstrap)))
+    done = trained.run(
+        "demo", "--dataset", TINY, "--events", "60", "--json", DRIFTLINE_KAFKA__BOOTSTRAP=kafka.bootstrap
+    )
+    assert done.returncode == 0, done.stderr
+    report = report_of(done.stdout)
+    assert (report["events"], report["lost"], report["repeated"], report["double_applied"]) == (60, 0, 0, 0)
+    assert kafka.running
+    assert set(describe_topics(KafkaSettings(bootstrap=kafka.bootstrap))) == before
+
+
 def agrees_offline(command: Command, run: Path, report: dict[str, Any]) -> None:
     """What the demo served is made again offline: its table agrees, and the devices' side has the same ranks."""
     done = command.run("evaluate", "demo", str(run), "--json")

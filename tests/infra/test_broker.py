@@ -16,8 +16,9 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from infra.broker import Broker, ExternalBroker, broker_for, free_port, pinned_version
+from infra.broker import Broker, ExternalBroker, broker_for, external, free_port, pinned_version
 from streams.errors import BrokerError
+from streams.settings import KafkaSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeBroker = Callable[..., Broker]
@@ -181,7 +182,7 @@ def test_stopping_twice_or_before_starting_does_nothing(make_broker: MakeBroker)
 
 
 def test_a_broker_that_runs_elsewhere_is_verified_and_left_alone(kafka: Broker, tmp_path: Path) -> None:
-    with broker_for(kafka.bootstrap, tmp_path) as elsewhere:
+    with broker_for(KafkaSettings(bootstrap=kafka.bootstrap), tmp_path) as elsewhere:
         assert isinstance(elsewhere, ExternalBroker)
         assert elsewhere.bootstrap == kafka.bootstrap
         assert elsewhere.version.startswith("4.")
@@ -189,9 +190,8 @@ def test_a_broker_that_runs_elsewhere_is_verified_and_left_alone(kafka: Broker, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broker_elsewhere_that_does_not_answer_is_named() -> None:
-    from infra.broker import reach
-
+def test_a_broker_elsewhere_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr(external, "WAIT_S", 1.0)
     with pytest.raises(BrokerError, match=address):
-        reach(address, timeout_s=1.0)
+        broker_for(KafkaSettings(bootstrap=address), tmp_path).start()

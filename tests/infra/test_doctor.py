@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from infra.broker import free_port
 from infra.cli.doctor import doctor
 from infra.doctor import Check, check_disk, check_encoder, check_home, check_packages, check_python, examine, healthy
+from streams.settings import KafkaSettings
 
 
 @pytest.fixture
@@ -23,14 +24,14 @@ def command() -> typer.Typer:
 
 
 def test_every_part_of_the_machine_is_looked_at(tmp_path: Path) -> None:
-    names = [check.name for check in examine(tmp_path)]
+    names = [check.name for check in examine(tmp_path, KafkaSettings())]
     for name in ("python", "java", "maven", "kafka", "encoder", "cloud packages", "disk", "home", "ports", "size"):
         assert name in names
 
 
 def test_each_line_that_is_amiss_has_a_remedy_and_no_other_has(tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    checks = examine(tmp_path, environ=bare)
+    checks = examine(tmp_path, KafkaSettings(), environ=bare)
     amiss = {check.name for check in checks if not check.ok}
     assert {"java", "maven", "kafka"} <= amiss
     for check in checks:
@@ -39,19 +40,22 @@ def test_each_line_that_is_amiss_has_a_remedy_and_no_other_has(tmp_path: Path) -
 
 
 def test_nothing_is_fetched_or_left_behind(tmp_path: Path) -> None:
-    examine(tmp_path / "home", environ={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    examine(tmp_path / "home", KafkaSettings(), environ={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_kafka_home_is_amiss(tmp_path: Path) -> None:
-    checks = {c.name: c for c in examine(tmp_path, environ={**os.environ, "KAFKA_HOME": str(tmp_path)})}
+    checks = {
+        c.name: c for c in examine(tmp_path, KafkaSettings(), environ={**os.environ, "KAFKA_HOME": str(tmp_path)})
+    }
     assert not checks["kafka"].ok
     assert str(tmp_path) in checks["kafka"].detail
 
 
 def test_a_cluster_that_does_not_answer_is_amiss_and_java_is_not_asked_for(tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    checks = {c.name: c for c in examine(tmp_path, bootstrap=f"127.0.0.1:{free_port()}", environ=bare)}
+    nobody = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}")
+    checks = {c.name: c for c in examine(tmp_path, nobody, environ=bare)}
     assert not checks["cluster"].ok
     assert not checks["java"].required
 
