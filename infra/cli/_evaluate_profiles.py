@@ -50,7 +50,7 @@ def profiles(
         from cloud_worker.evaluation.profiles import compare
         from cloud_worker.evaluation.staleness import METRICS, difference
         from infra.evaluation.opening import open_encoder
-        from infra.evaluation.profiles_plot import plot_profiles
+        from infra.evaluation.paired_plot import plot_paired
 
         judged = run.judged
         with open_encoder(judged.settings) as encoder:
@@ -87,11 +87,12 @@ def profiles(
             ],
         }
         plot = partial(
-            plot_profiles,
-            dataset=judged.bundle.manifest.dataset,
+            plot_paired,
+            title=f"Ways to write a profile, text part alone: {judged.bundle.manifest.dataset}",
             values=values[METRIC],
-            characters=found.characters,
+            differences={template: each for (template, name), each in over.items() if name == METRIC},
             ours=SERVED,
+            less="template less the served one",
         )
         run.finish(result, plot, lambda console: _show(console, found, values, over))
 

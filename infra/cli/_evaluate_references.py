@@ -64,7 +64,7 @@ def references(
         from cloud_worker.evaluation.cornac_gru4rec import tuned_gru4rec
         from cloud_worker.evaluation.gru4rec_settings import CANDIDATES
         from cloud_worker.evaluation.staleness import METRICS, SRM, cells, difference
-        from infra.evaluation.references_plot import plot_references
+        from infra.evaluation.paired_plot import plot_paired
 
         judged = run.judged.bundle.manifest
         tuned: list[Tuned[Any]] = []
@@ -115,7 +115,15 @@ def references(
             console.print(_table(found, values, over))
             console.print(_trials_table(tuned[0]))
 
-        run.finish(result, partial(plot_references, dataset=judged.dataset, values=means, less=less), show)
+        plot = partial(
+            plot_paired,
+            title=f"Our SRM and public references: {judged.dataset}",
+            values=means,
+            differences=less,
+            ours=SRM,
+            less="SRM less the method",
+        )
+        run.finish(result, plot, show)
 
 
 def need_package() -> None:

@@ -72,6 +72,17 @@ def left_behind(answer: dict, verb: str) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
+def test_profiles_prints_every_template_and_what_it_costs(evaluate) -> None:
+    done = evaluate("profiles", "--json", "--moments", "60", "--learn", "40")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["template"] for row in answer["rows"]] == ["served", "no ages", "titles", "tastes"]
+    assert all(row["characters"] > 0 and 0 <= row["ndcg@10.low"] <= row["ndcg@10"] for row in answer["rows"])
+    assert {row["template"] for row in answer["differences"]} == {"no ages", "titles", "tastes"}
+    assert left_behind(answer, "profiles")["options"] == {"moments": 60, "learn": 40, "seed": 0}
+    assert "learned from 40 profiles before the test period" in answer["meta"]["notes"][0]
+
+
 def test_staleness_prints_every_method_at_every_gap_and_leaves_a_run_folder(evaluate, command: Command) -> None:
     done = evaluate("staleness", "--json", "--moments", "150", "--gaps", "0,2,8", "--seed", "3")
     assert done.returncode == 0, done.stderr
