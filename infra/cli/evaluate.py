@@ -11,6 +11,7 @@ from infra.cli._evaluate_references import references
 from infra.cli._evaluate_reliability import reliability
 from infra.cli._evaluate_runtime import runtime
 from infra.cli._evaluate_staleness import staleness
+from infra.cli._evaluate_trends import trends
 
 app = typer.Typer(no_args_is_help=True)
 app.command("staleness")(staleness)
@@ -19,6 +20,7 @@ app.command("collaborative")(collaborative)
 app.command("runtime")(runtime)
 app.command("references")(references)
 app.command("profiles")(profiles)
+app.command("trends")(trends)
 app.command("demo")(demo)
 
 

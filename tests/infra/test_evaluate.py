@@ -72,6 +72,21 @@ def left_behind(answer: dict, verb: str) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
+def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -> None:
+    done = evaluate("trends", "--json", "--moments", "60", "--gaps", "1,4", "--pairs", "30")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    methods = {row["method"] for row in answer["rows"]}
+    assert len(methods) == 9
+    assert {"SRM", "SRM + trends", "fused calibrated + trends", "fused fresh"} < methods
+    assert {row["gap"] for row in answer["rows"]} == {1, 4}
+    shares = [row["share"] for row in answer["refreshes"] if row["added"] == "trends"]
+    assert shares == [0, 0.05, 0.1, 0.2, 0.5, 1]
+    assert "β 0.5 was not chosen on any data" in answer["meta"]["notes"][0]
+    assert left_behind(answer, "trends")["options"]["pairs"] == 30
+    assert evaluate("trends", "--gaps", "x").returncode == 2
+
+
 def test_profiles_prints_every_template_and_what_it_costs(evaluate) -> None:
     done = evaluate("profiles", "--json", "--moments", "60", "--learn", "40")
     assert done.returncode == 0, done.stderr

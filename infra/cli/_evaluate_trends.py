@@ -1,0 +1,160 @@
+"""``driftline evaluate trends``: what a broadcast to all devices would save in refreshes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.cli._evaluate import (
+    BundleOption,
+    DatasetOption,
+    JsonOption,
+    MomentsOption,
+    OutOption,
+    SeedOption,
+    columns_of,
+    evaluation,
+    numbers,
+    signed,
+    with_half_width,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+    from cloud_worker.evaluation.bootstrap import Interval
+    from cloud_worker.evaluation.staleness import Column
+
+METRIC = "ndcg@10"
+
+
+def trends(
+    ctx: typer.Context,
+    dataset: DatasetOption = None,
+    bundle: BundleOption = None,
+    moments: MomentsOption = 1_200,
+    gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
+    every_hours: Annotated[int, typer.Option(min=1, help="Hours of event time from one record to the next.")] = 24,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of items in a record, the heaviest.")] = 50_000,
+    weight: Annotated[float, typer.Option(min=0.0, help="β: of what is added to the scores.")] = 0.5,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a broadcast to all devices would save: which items people took lately near which others.
+
+    The device adds that to what it serves, with no embedding, a stale calibrated one and a fresh one; beside it what
+    the bundle itself could carry. A moment whose history is shorter than a gap has the largest one that it bears.
+    The pipeline does not send such records: this says whether it should.
+    """
+    asked = numbers(gaps, "--gaps")
+    options = {"moments": moments, "gaps": asked, "every_hours": every_hours, "pairs": pairs, "weight": weight}
+    with evaluation(
+        ctx, "trends", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options | {"seed": seed}
+    ) as run:
+        from cloud_worker.evaluation import trends as measure
+        from cloud_worker.evaluation.bootstrap import stacked
+        from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, difference
+        from infra.evaluation.trends_plot import LINES, plot_trends
+
+        period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
+        at = period.bench.snapshots.take(period.moments)
+        sent = measure.broadcast(
+            period.histories,
+            at.users,
+            at.positions,
+            begin_ms=run.judged.bundle.manifest.test.start_ms,
+            every_hours=every_hours,
+            most=pairs,
+            on_done=partial(run.bars.show, "records"),
+        )
+        columns = measure.columns(
+            period, sent, asked, weight=weight, seed=seed, on_done=partial(run.bars.show, "ranking")
+        )
+        last = columns[-1]
+        means = [
+            dict(zip(measure.METHODS, each.resamples.means(stacked(list(each.measured(METRIC).values()))), strict=True))
+            for each in columns
+        ]
+        values = {method: [each[method] for each in means] for method in measure.METHODS}
+        over = {
+            (method, other): [difference(each, method, other, METRIC) for each in columns]
+            for method, other in (
+                (f"{CALIBRATED} + {measure.TRENDS}", CALIBRATED),
+                (f"{CALIBRATED} + {measure.TRENDS}", f"{CALIBRATED} + {measure.STATIC}"),
+                (f"{CALIBRATED} + {measure.TRENDS}", FRESH),
+                (f"{FRESH} + {measure.TRENDS}", FRESH),
+                (f"{SRM} + {measure.TRENDS}", FRESH),
+            )
+        }
+        refreshed = {added: measure.refreshed(period, last, added) for added in LINES}
+        users = last.resamples.n_users
+        run.notes.append(
+            f"{len(last.users)} moments of {users} users; records made: {len(sent.records)}, the largest of "
+            f"{max(sent.records)} pairs; β {weight:g} was not chosen on any data"
+        )
+        run.warn_of_few_users(users)
+        result = {
+            "rows": [
+                {"method": method, "gap": gap} | columns_of(METRIC, each)
+                for method, found in values.items()
+                for gap, each in zip(asked, found, strict=True)
+            ],
+            "differences": [
+                {"method": method, "other": other, "gap": gap}
+                | columns_of("difference", each)
+                | {"significant": each.significant}
+                for (method, other), found in over.items()
+                for gap, each in zip(asked, found, strict=True)
+            ],
+            "refreshes": [
+                {"added": added.removeprefix(" + ") or "nothing", "gap": last.gap, "share": share}
+                | columns_of(METRIC, each)
+                for added, by_share in refreshed.items()
+                for share, each in by_share.items()
+            ],
+        }
+        plot = partial(
+            plot_trends,
+            dataset=run.judged.bundle.manifest.dataset,
+            gaps=asked,
+            values=values,
+            refreshed=refreshed,
+            gap=last.gap,
+        )
+        run.finish(result, plot, lambda console: _show(console, columns, values, over, refreshed))
+
+
+def _show(
+    console: Console,
+    columns: Sequence[Column],
+    values: Mapping[str, Sequence[Interval]],
+    over: Mapping[tuple[str, str], Sequence[Interval]],
+    refreshed: Mapping[str, Mapping[float, Interval]],
+) -> None:
+    by_gap = _table("NDCG@10 by interactions since the embedding", "method", [f"gap {each.gap}" for each in columns])
+    for method, found in values.items():
+        by_gap.add_row(method, *map(with_half_width, found))
+    less = _table("paired differences", "method less other", [f"gap {each.gap}" for each in columns])
+    for (method, other), found in over.items():
+        less.add_row(f"{method}\n  less {other}", *map(signed, found))
+    shares = [f"{share:.0%}" for share in next(iter(refreshed.values()))]
+    by_share = _table(f"NDCG@10 by share of refreshes, handed out by w, gap {columns[-1].gap}", "added", shares)
+    for added, found_by in refreshed.items():
+        by_share.add_row(added.removeprefix(" + ") or "nothing", *map(with_half_width, found_by.values()))
+    for table in (by_gap, less, by_share):
+        console.print(table)
+
+
+def _table(title: str, first: str, columns: Sequence[str]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, caption="± half the width of the 95 % interval over users; * the interval leaves out 0")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
