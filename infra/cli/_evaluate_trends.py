@@ -88,6 +88,8 @@ def trends(
                 (f"{CALIBRATED} + {measure.TRENDS}", f"{CALIBRATED} + {measure.STATIC}"),
                 (f"{CALIBRATED} + {measure.TRENDS}", FRESH),
                 (f"{FRESH} + {measure.TRENDS}", FRESH),
+                (f"{SRM} + {measure.STATIC}", SRM),
+                (f"{SRM} + {measure.STATIC}", FRESH),
                 (f"{SRM} + {measure.TRENDS}", FRESH),
             )
         }
