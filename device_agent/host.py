@@ -65,7 +65,7 @@ class DeviceHost:
         self._partitions: dict[int, CheckpointedPartition] = {}
         self._wake = asyncio.Event()
         self._ended_s = -math.inf
-        """When the last checkpoint ended."""
+        """When the last round of checkpoints ended."""
         self._changing = asyncio.Lock()
         """Of what is owned: a framework may seek while a revocation still waits for its last checkpoint."""
         self._log = structlog.get_logger("host")

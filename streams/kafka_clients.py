@@ -176,21 +176,20 @@ def make_consumer(
         raise _unreachable(kafka, exc) from exc
 
 
-def wait_for_broker(kafka: KafkaSettings | str, timeout_s: float = 60.0) -> str:
+def wait_for_broker(kafka: KafkaSettings, timeout_s: float = 60.0) -> str:
     """Wait until a broker answers, and return its release line, such as ``"4.1"``, as told by its own feature level.
 
     Parameters
     ----------
     kafka
-        How to reach it; a bare bootstrap string means without security.
+        How to reach it.
 
     Raises
     ------
     BrokerError
         It did not answer in time; the message has its last answer.
     """
-    settings = KafkaSettings(bootstrap=kafka) if isinstance(kafka, str) else kafka
-    config = client_config(settings)
+    config = client_config(kafka)
     deadline = time.monotonic() + timeout_s
     with quiet_clients():
         while True:
@@ -209,7 +208,7 @@ def wait_for_broker(kafka: KafkaSettings | str, timeout_s: float = 60.0) -> str:
             except (KafkaError, OSError) as exc:
                 problem = exc
             if time.monotonic() >= deadline:
-                raise _unreachable(settings, problem) from problem
+                raise _unreachable(kafka, problem) from problem
             time.sleep(0.2)
 
 
@@ -238,5 +237,5 @@ def _release(admin: KafkaAdminClient) -> str:
 def _unreachable(kafka: KafkaSettings, cause: Exception) -> BrokerError:
     return BrokerError(
         f"no Kafka broker answers at {kafka.bootstrap} ({type(cause).__name__}: {cause})",
-        remedy="check kafka.bootstrap and its security settings, and that the broker runs (`driftline doctor`)",
+        remedy="check kafka.bootstrap and its security settings, and that the broker runs",
     )

@@ -77,7 +77,7 @@ class DeviceSettings(_Group):
     checkpoint_interval_ms: int = Field(200, ge=1)
     """...or after this time..."""
     request_linger_ms: int = Field(10, ge=0)
-    """...or when a refresh request was decided, which leaves with it, but this long after the last one ended."""
+    """...or at once for a refresh request, which leaves with it, but not sooner than this after the last one."""
     cache_devices: int = Field(20_000, ge=1)
     """Device records a partition keeps in memory; the others are read from LMDB."""
     map_size_gb: float = Field(8.0, gt=0)

@@ -7,14 +7,14 @@ popularity counts the interactions of the last tenth before the test period.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from cloud_worker.training import evaluate
-from cloud_worker.training.data import Histories
+from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks, ranks_of
 
 LAST: Final = 20
@@ -40,17 +40,23 @@ class ItemNeighbours:
         """(Q,) ranks of what was taken."""
         found = [np.zeros(0, np.int64)]
         for _, part in moments.blocks():
-            rows, columns, weights = [], [], []
-            for row, (user, position) in enumerate(zip(part.users, part.positions, strict=True)):
-                last = self._histories.of(int(user), int(position))[::-1][:LAST]
-                rows.append(np.full(len(last), row))
-                columns.append(last)
-                weights.append(DECAY ** np.arange(len(last)))
-            shape = (len(part), self._histories.n_items)
-            asked = sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape)
+            asked = last_items(self._histories, part.users, part.positions, LAST, DECAY)
             scores: npt.NDArray[np.floating] = (asked @ self._cosines).toarray()
             found.append(ranks_of(scores, part.targets, part.seen()))
         return np.concatenate(found)
+
+
+def last_items(histories: Histories, users: Ints, positions: Ints, last: int, decay: float) -> Any:
+    """(Q, N) weights of users' last items when their first positions (Q,) are known: 1, decay, decay², …; sparse."""
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    weights: list[npt.NDArray[np.floating]] = [np.zeros(0)]
+    for row, (user, position) in enumerate(zip(users, positions, strict=True)):
+        items = histories.of(int(user), int(position))[::-1][:last]
+        rows.append(np.full(len(items), row))
+        columns.append(items)
+        weights.append(decay ** np.arange(len(items)))
+    shape = (len(users), histories.n_items)
+    return sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape)
 
 
 def recent_popularity(histories: Histories, moments: evaluate.Moments) -> Ranks:

@@ -1,8 +1,11 @@
 """The text part of the cloud alone, with profiles written in different ways, on the test period.
 
-Each template gets a projector of its own into the bundle's shared space, trained as the bundle's was
-(`cloud_worker.training.projector`): from the same stand-ins, then from profiles at the same moments before the test
-period. Then all moments of the test period are ranked by the text part alone.
+Each template gets a projector of its own into the bundle's shared space, trained in the bundle's three steps
+(`cloud_worker.training.projector`): from the same stand-ins, then from profiles at the same moments, on everything
+before the test period. Then all moments of the test period are ranked by the text part alone.
+
+Stand-ins are means of titles with categories, which may favour templates that name both. There is one projector a
+template, so intervals, which resample users, know nothing of what another seed would give.
 """
 
 from __future__ import annotations
@@ -16,10 +19,9 @@ import numpy.typing as npt
 import torch
 
 from cloud_worker.encoder import Encoder
-from cloud_worker.evaluation.bootstrap import Interval, stacked
 from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.evaluation.profile_templates import TEMPLATES, Template
-from cloud_worker.evaluation.staleness import Column
+from cloud_worker.evaluation.staleness import Column, repeated
 from cloud_worker.training import evaluate, text
 from cloud_worker.training.data import Histories
 from cloud_worker.training.options import ProjectorOptions
@@ -56,11 +58,6 @@ class Profiles:
     column: Column
     characters: Mapping[str, float]
     learned_from: int
-
-    def values(self, metric: str) -> dict[str, Interval]:
-        """Mean and interval by template."""
-        measured = self.column.measured(metric)
-        return dict(zip(measured, self.column.resamples.means(stacked(list(measured.values()))), strict=True))
 
 
 def compare(
@@ -146,9 +143,7 @@ def compare(
         alone = evaluate.Moments(histories, judged.users, judged.positions, model.embed(asking), manifest.exclude_seen)
         ranks[name] = evaluate.ranks(catalogue, alone, None, 0.0)
         characters[name] = float(np.mean([len(each) for each in texts[1]]))
-    at = histories.starts[judged.users] + judged.positions
-    repeated = histories.times_ms[at] == histories.times_ms[at - 1]
-    return Profiles(Column(0, judged.users, repeated, ranks, seed), characters, len(learned))
+    return Profiles(Column(0, judged.users, repeated(alone), ranks, seed), characters, len(learned))
 
 
 def _learned(histories: Histories, most: int, generator: np.random.Generator) -> Snapshots:

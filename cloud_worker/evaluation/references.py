@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.evaluation.neighbours import DECAY, LAST, ItemNeighbours, recent_counts
-from cloud_worker.evaluation.staleness import SRM, Column
+from cloud_worker.evaluation.staleness import SRM, Column, repeated
 from cloud_worker.training import evaluate
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.metrics import Ranks, ranks_of
@@ -148,9 +148,7 @@ def compare(
         trained.name: theirs,
         SRM: evaluate.ranks(catalogue, asked, None, 0.0),
     }
-    at = histories.starts[drawn.users] + drawn.positions
-    repeated = histories.times_ms[at] == histories.times_ms[at - 1]
-    return Comparison(Column(0, drawn.users, repeated, ranks, seed), methods, stood_in)
+    return Comparison(Column(0, drawn.users, repeated(asked), ranks, seed), methods, stood_in)
 
 
 def reference_ranks(

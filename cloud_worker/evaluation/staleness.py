@@ -69,6 +69,18 @@ class Column:
         """(Q,) for each method."""
         return {name: METRICS[metric](ranks) for name, ranks in self.ranks.items()}
 
+    def means(self, metric: str) -> dict[str, Interval]:
+        """Mean and interval of each method."""
+        measured = self.measured(metric)
+        return dict(zip(measured, self.resamples.means(stacked(list(measured.values()))), strict=True))
+
+
+def repeated(moments: evaluate.Moments) -> npt.NDArray[np.bool_]:
+    """(Q,) whether what is taken has the time stamp of the user's interaction before it."""
+    histories = moments.histories
+    at = histories.starts[moments.users] + moments.positions
+    return np.asarray(histories.times_ms[at] == histories.times_ms[at - 1])
+
 
 def columns(
     period: TestPeriod,
@@ -78,7 +90,7 @@ def columns(
     on_gap: OnGap = lambda _done, _total: None,
 ) -> list[Column]:
     """Rank every method at every gap that some history bears."""
-    bench, histories = period.bench, period.histories
+    bench = period.bench
     gaps = [gap for gap in gaps if gap <= period.longest_gap]
     found: list[Column] = []
     on_gap(0, 1 + len(gaps))
@@ -101,9 +113,7 @@ def columns(
             WEIGHED: weighed,
             CALIBRATED: fused,
         }
-        at = histories.starts[moments.users] + moments.positions
-        repeated = histories.times_ms[at] == histories.times_ms[at - 1]
-        found.append(Column(gap, moments.users, repeated, ranks, seed))
+        found.append(Column(gap, moments.users, repeated(moments), ranks, seed))
     on_gap(1 + len(gaps), 1 + len(gaps))
     return found
 
@@ -158,9 +168,8 @@ def cells(column: Column, metric: str) -> dict[str, Cell]:
     """Each method's mean at a gap and its paired difference to the SRM."""
     measured = column.measured(metric)
     values = stacked(list(measured.values()))
-    means = column.resamples.means(values)
     over = column.resamples.means(values - measured[SRM][:, None])
-    return {name: Cell(*each) for name, *each in zip(measured, means, over, strict=True)}
+    return {name: Cell(*each) for name, *each in zip(measured, column.means(metric).values(), over, strict=True)}
 
 
 def difference(column: Column, method: str, other: str, metric: str) -> Interval:

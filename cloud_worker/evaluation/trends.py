@@ -8,9 +8,10 @@ scores that it serves by
     τ(i) = Σ_k γ^k C[j_k, i] / sqrt(n_(j_k) n_i)        j_0, j_1, …: the user's last items, newest first
     served(i) + β · z(τ)(i)
 
-The counts of the bundle's day can lie in the bundle; a record that all devices are sent every so often brings the
-pairs that were added since. The formula is that of item-kNN (Sarwar et al. 2001) over neighbouring interactions
-instead of whole users; the broadcast is ours. None of its constants was chosen on these data.
+where the scores served and τ are both standardised. The counts of the day when the test period begins can lie in the
+bundle; a record that all devices are sent every so often brings what came since that day: the heaviest pairs, and how
+often each item was taken. The formula is that of item-kNN (Sarwar et al. 2001) over neighbouring interactions instead
+of whole users; the broadcast is ours.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from scipy import sparse
 
 from cloud_worker.evaluation.bootstrap import Interval, stacked
 from cloud_worker.evaluation.choosing import chosen
-from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, Column
+from cloud_worker.evaluation.collaborative import RATIOS
+from cloud_worker.evaluation.neighbours import last_items
+from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, Column, repeated
 from cloud_worker.evaluation.test_period import TestPeriod
 from cloud_worker.training import calibrator
 from cloud_worker.training.data import Histories, Ints
@@ -42,12 +45,26 @@ NEAR: Final = 10
 DECAY: Final = 0.8
 """γ, and of a pair's weight from one place further apart to the next."""
 HOUR_MS: Final = 3_600_000
-RATIOS: Final = (0.0, 0.05, 0.10, 0.20, 0.50, 1.0)
+PAIR_BYTES: Final = 10
+"""Two indexes of 4 bytes and a half-precision count."""
+ITEM_BYTES: Final = 2
+"""How often an item was taken."""
 
 STATIC, TRENDS = "neighbours of the bundle's day", "trends"
 METHODS: Final = tuple(
     f"{served}{added}" for served in (SRM, CALIBRATED, FRESH) for added in ("", f" + {STATIC}", f" + {TRENDS}")
 )
+COMPARED: Final = (
+    (f"{SRM} + {STATIC}", SRM),
+    (FRESH, f"{SRM} + {STATIC}"),
+    (f"{FRESH} + {STATIC}", f"{SRM} + {STATIC}"),
+    (f"{CALIBRATED} + {TRENDS}", CALIBRATED),
+    (f"{CALIBRATED} + {TRENDS}", f"{CALIBRATED} + {STATIC}"),
+    (f"{CALIBRATED} + {TRENDS}", FRESH),
+    (f"{FRESH} + {TRENDS}", f"{SRM} + {TRENDS}"),
+    (f"{FRESH} + {TRENDS}", f"{CALIBRATED} + {TRENDS}"),
+)
+"""Methods whose paired differences say what each part is worth beside the others."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +76,9 @@ class Neighbours:
 
     def scores(self, histories: Histories, users: Ints, positions: Ints) -> Any:
         """(Q, N) τ of users who have made their first positions (Q,) interactions; sparse."""
-        rows, columns, weights = [], [], []
-        scale = np.where(self.taken > 0, 1.0 / np.sqrt(np.maximum(self.taken, 1.0)), 0.0)
-        for row, (user, position) in enumerate(zip(users, positions, strict=True)):
-            last = histories.of(int(user), int(position))[::-1][:NEAR]
-            rows.append(np.full(len(last), row))
-            columns.append(last)
-            weights.append(DECAY ** np.arange(len(last)) * scale[last])
-        shape = (len(users), histories.n_items)
-        asked = sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape)
-        return sparse.csr_matrix(asked @ self.pairs @ sparse.diags(scale))
+        scale = sparse.diags(np.where(self.taken > 0, 1.0 / np.sqrt(np.maximum(self.taken, 1.0)), 0.0))
+        asked = last_items(histories, users, positions, NEAR, DECAY)
+        return sparse.csr_matrix(asked @ scale @ self.pairs @ scale)
 
 
 class NeighbourCounts:
@@ -114,13 +124,21 @@ class Broadcast:
 
     Attributes
     ----------
+    base
+        Pairs that the bundle would carry.
     records
-        Pairs in each record that was needed.
+        Pairs in each record that was needed. Each holds all that came since the bundle's day, not only since the
+        record before it: a device needs the last one alone.
     """
 
     static: Any
     trends: Any
+    base: int
     records: Sequence[int]
+
+    def bytes_of(self, pairs: int) -> int:
+        """Of so many pairs, with the counts of all N items."""
+        return PAIR_BYTES * pairs + ITEM_BYTES * int(self.static.shape[1])
 
 
 def broadcast(
@@ -138,7 +156,7 @@ def broadcast(
     Parameters
     ----------
     begin_ms
-        When the bundle ends; records are made every so many hours after it.
+        The bundle's day: until then the counts lie in the bundle; records are made every so many hours after it.
     most
         Pairs in a record.
     """
@@ -159,7 +177,7 @@ def broadcast(
         order.append(at)
     on_done(len(every), len(every))
     trends = sparse.csr_matrix(sparse.vstack(parts))[np.argsort(np.concatenate(order))]
-    return Broadcast(static, trends, sizes)
+    return Broadcast(static, trends, int(base.nnz), sizes)
 
 
 def columns(
@@ -176,10 +194,8 @@ def columns(
     weight
         β.
     """
-    bench, histories = period.bench, period.histories
+    bench = period.bench
     moments = bench.moments(period.moments)
-    at = histories.starts[moments.users] + moments.positions
-    repeated = histories.times_ms[at] == histories.times_ms[at - 1]
     fresh_alpha = period.alpha(np.zeros(len(moments)))
     independent = _by_addition(SRM, bench.catalogue, moments, None, fresh_alpha, sent, weight)
     independent |= _by_addition(
@@ -193,7 +209,7 @@ def columns(
         alpha = period.alpha(period.staleness(data.phi))
         repaired = calibrator.apply(period.repair, data)
         ranks = independent | _by_addition(CALIBRATED, bench.catalogue, moments, repaired, alpha, sent, weight)
-        found.append(Column(gap, moments.users, repeated, {name: ranks[name] for name in METHODS}, seed))
+        found.append(Column(gap, moments.users, repeated(moments), {name: ranks[name] for name in METHODS}, seed))
     on_done(len(gaps), len(gaps))
     return found
 
@@ -229,7 +245,7 @@ def _by_addition(
         scores = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
         if embeddings is not None:
             cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
-            scores = fused(cloud, scores, alpha[rows].astype(np.float32))
+            scores = standardised(fused(cloud, scores, alpha[rows].astype(np.float32)))
         seen, targets = part.seen(), part.targets
         for name, tau in additions.items():
             whole = scores

@@ -41,7 +41,7 @@ class Snapshots:
 
     @classmethod
     def of(cls, users: Ints, positions: Ints) -> Snapshots:
-        """Moments of users and positions (Q,), each once, all of what is judged: of the later period, and encoded."""
+        """Moments of users and positions (Q,), each once; all count as encoded and as of the later period."""
         wide = int(positions.max(initial=0)) + 1
         keys = np.unique(users * wide + positions)
         every = np.ones(len(keys), np.bool_)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -23,35 +22,16 @@ import msgspec
 import structlog
 import torch
 
-from cloud_worker.training.one_network import go_on, train_network
 from cloud_worker.training.options import Progress, silent
 from cloud_worker.training.run import Run
-from cloud_worker.training.srm import Srm, make_srm
+from cloud_worker.training.srm_trainings import second_to_the_end, srm_to_the_end, train_second, train_srm
 
+PARENT_GONE: Final = 9
+"""Exit code."""
 LEAST: Final = 20_000
 """Interactions; with fewer, a process takes longer to start than it saves."""
 
 log = structlog.get_logger(__name__)
-
-
-def train_srm(run: Run) -> Srm:
-    """Train the device's small model on the training period."""
-    return train_network(run, "SRM", lambda: _untrained(run), run.options.srm)
-
-
-def srm_to_the_end(run: Run, model: Srm) -> None:
-    """Let it go on over both periods, in place."""
-    go_on(run, "SRM to the end", model, run.options.srm)
-
-
-def train_second(run: Run) -> Srm:
-    """Train the control: another one of its kind, on the training period."""
-    return train_network(run, "second SRM", lambda: _untrained(run), run.options.srm)
-
-
-def second_to_the_end(run: Run, model: Srm) -> None:
-    """Let it go on over both periods, in place."""
-    go_on(run, "second to the end", model, run.options.srm)
 
 
 class SrmProcess:
@@ -71,15 +51,21 @@ class SrmProcess:
     def follow(self) -> None:
         """Start it, tell of its progress, and return when it is done; at once where it is not worth it."""
         run = self._run
-        if self._ended.is_set() or run.device.type != "cpu" or len(run.histories.items) < LEAST:
+        left = run.options.retrain or run.options.controls
+        if self._ended.is_set() or not left or run.device.type != "cpu" or len(run.histories.items) < LEAST:
             return
         path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for the training, which ends this process too
+            )
+        except OSError as exc:
+            log.warning("no process can be started to train the SRMs; they are trained here", cause=str(exc))
+            return
         self._process = process
         with contextlib.suppress(BrokenPipeError), process:  # its exit code says why
             try:
@@ -107,24 +93,12 @@ class SrmProcess:
             process.kill()
 
 
-def _untrained(run: Run) -> Srm:
-    options = run.options
-    return make_srm(
-        options.srm_kind,
-        run.histories.n_items,
-        options.srm.dim,
-        window=options.window,
-        dropout=options.srm.dropout,
-    )
-
-
 def _die_with_parent() -> None:
     sys.stdin.buffer.read()
-    os._exit(1)
+    os._exit(PARENT_GONE)
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     torch.set_num_threads(1)  # as in the training's own process
     pipe = os.dup(1)
     os.dup2(2, 1)  # whoever prints does not speak to the parent

@@ -44,7 +44,7 @@ from cloud_worker.training.one_network import go_on, train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, silent
 from cloud_worker.training.run import Run, torch_device
 from cloud_worker.training.snapshots import Pairs, Snapshots, pairs_of
-from cloud_worker.training.srm_process import second_to_the_end, srm_to_the_end, train_second, train_srm
+from cloud_worker.training.srm_trainings import second_to_the_end, srm_to_the_end, train_second, train_srm
 from streams.bundle import Items, Manifest, refuse_to_replace, save_bundle
 from streams.datasets import Prepared, Split
 from streams.errors import TrainingError

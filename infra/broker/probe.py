@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
@@ -22,7 +22,6 @@ def wait_until_ready(
     *,
     deadline: float,
     still_alive: Callable[[], bool],
-    clients: Mapping[str, Any] | None = None,
 ) -> None:
     """Return when the broker answers, can serve a consumer group and can carry a transaction.
 
@@ -34,8 +33,6 @@ def wait_until_ready(
         On the monotonic clock.
     still_alive
         Whether the broker's process is there; no use in waiting for one that has ended.
-    clients
-        More settings for the Kafka clients (TLS, SASL).
 
     Raises
     ------
@@ -45,7 +42,7 @@ def wait_until_ready(
     last = "nothing listens"
     while time.monotonic() < deadline and still_alive():
         if _listens(bootstrap):
-            answer = _attempt(bootstrap, dict(clients or {}))
+            answer = _attempt(bootstrap)
             if answer is None:
                 return
             last = answer
@@ -63,9 +60,13 @@ def _listens(bootstrap: str) -> bool:
         return False
 
 
-def _attempt(bootstrap: str, settings: dict[str, Any]) -> str | None:
+def _attempt(bootstrap: str) -> str | None:
     """Try once; None when all is well, else what is not."""
-    common = {"bootstrap_servers": [bootstrap], "client_id": _PROBE, "request_timeout_ms": _ATTEMPT_MS, **settings}
+    common: dict[str, Any] = {
+        "bootstrap_servers": [bootstrap],
+        "client_id": _PROBE,
+        "request_timeout_ms": _ATTEMPT_MS,
+    }
     with quiet_clients():
         try:
             admin = KafkaAdminClient(bootstrap_timeout_ms=_ATTEMPT_MS, **common)

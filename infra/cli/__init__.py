@@ -133,8 +133,10 @@ def main() -> None:
         code = EXIT_FAILURE
     except OSError as problem:
         if problem.errno in _UNWRITABLE and problem.filename:
-            remedy = "Driftline writes under .driftline: name a folder that it may write to with --home, or make room"
+            remedy = "name a folder that can be written with --home (or with --out, where a verb has it), or make room"
             _say(f"{problem.filename}: {problem.strerror}", remedy)
+            if _debugging(context):
+                traceback.print_exc()
         else:
             _unexpected(problem, context)
         code = EXIT_FAILURE

@@ -64,7 +64,7 @@ def profiles(
                 on_progress=run.bars.show,
             )
         column = found.column
-        values = {name: found.values(name) for name in METRICS}
+        values = {name: found.column.means(name) for name in METRICS}
         over = {
             (template, name): difference(column, template, SERVED, name)
             for template in column.ranks

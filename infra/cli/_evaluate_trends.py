@@ -57,8 +57,7 @@ def trends(
         ctx, "trends", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options | {"seed": seed}
     ) as run:
         from cloud_worker.evaluation import trends as measure
-        from cloud_worker.evaluation.bootstrap import stacked
-        from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, difference
+        from cloud_worker.evaluation.staleness import difference
         from infra.evaluation.trends_plot import LINES, plot_trends
 
         period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
@@ -76,29 +75,22 @@ def trends(
             period, sent, asked, weight=weight, seed=seed, on_done=partial(run.bars.show, "ranking")
         )
         last = columns[-1]
-        means = [
-            dict(zip(measure.METHODS, each.resamples.means(stacked(list(each.measured(METRIC).values()))), strict=True))
-            for each in columns
-        ]
+        means = [each.means(METRIC) for each in columns]
         values = {method: [each[method] for each in means] for method in measure.METHODS}
         over = {
             (method, other): [difference(each, method, other, METRIC) for each in columns]
-            for method, other in (
-                (f"{CALIBRATED} + {measure.TRENDS}", CALIBRATED),
-                (f"{CALIBRATED} + {measure.TRENDS}", f"{CALIBRATED} + {measure.STATIC}"),
-                (f"{CALIBRATED} + {measure.TRENDS}", FRESH),
-                (f"{FRESH} + {measure.TRENDS}", FRESH),
-                (f"{SRM} + {measure.STATIC}", SRM),
-                (f"{SRM} + {measure.STATIC}", FRESH),
-                (f"{SRM} + {measure.TRENDS}", FRESH),
-            )
+            for method, other in measure.COMPARED
         }
         refreshed = {added: measure.refreshed(period, last, added) for added in LINES}
         users = last.resamples.n_users
         run.notes.append(
-            f"{len(last.users)} moments of {users} users; records made: {len(sent.records)}, the largest of "
-            f"{max(sent.records)} pairs; β {weight:g} was not chosen on any data"
+            f"{len(last.users)} moments of {users} users; β {weight:g}; the bundle would carry {sent.base} pairs, "
+            f"{sent.bytes_of(sent.base) / 1e6:.1f} MB; records made: {len(sent.records)}, the largest of "
+            f"{max(sent.records)} pairs, {sent.bytes_of(max(sent.records)) / 1e6:.2f} MB; "
+            f"an embedding is {2 * run.judged.bundle.manifest.d} bytes"
         )
+        if not run.judged.bundle.manifest.retrained:
+            run.notes.append("the bundle's networks end before the validation period, what is added does not")
         run.warn_of_few_users(users)
         result = {
             "rows": [

@@ -52,7 +52,7 @@ def test_all_templates_are_judged_at_the_same_moments_of_the_test_period(found, 
     assert all(len(ranks) == data[1].test.interactions for ranks in found.column.ranks.values())
     assert found.learned_from == 300
     assert found.characters["titles"] < found.characters["no ages"] < found.characters[SERVED]
-    for interval in found.values("ndcg@10").values():
+    for interval in found.column.means("ndcg@10").values():
         assert 0 < interval.low <= interval.mean <= interval.high < 1
 
 
@@ -62,7 +62,6 @@ def test_the_same_template_twice_differs_by_nothing(bundle, data):
         bundle, data[0], HashEncoder(), moments=200, profiles=100, seed=0, options=QUICK, templates=templates
     )
     assert np.array_equal(twice.column.ranks[SERVED], twice.column.ranks["again"])
-    assert not difference(twice.column, "again", SERVED, "mrr").significant
 
 
 def test_a_template_that_says_nothing_ranks_worse_than_those_that_say_what_was_taken(bundle, data):

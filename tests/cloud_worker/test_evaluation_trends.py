@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 from scipy import sparse
 
-from cloud_worker.evaluation import trends
-from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, difference
+from cloud_worker.evaluation import staleness, trends
+from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM
 from cloud_worker.evaluation.test_period import load_test_period
 from cloud_worker.evaluation.trends import (
     HOUR_MS,
@@ -136,8 +136,29 @@ def test_refreshes_begin_with_the_repaired_and_end_with_the_fresh(columns, perio
         assert [found[0.0].mean, found[1.0].mean] == pytest.approx(ends)
 
 
-def test_a_device_that_knows_nothing_gains_what_others_did(period, sent):
-    """Everybody walks along one ring of items: who knows where others went next needs no model."""
-    (column,) = trends.columns(period, sent, [4], weight=50.0, seed=0, on_done=lambda *_: None)
-    assert column.measured("ndcg@10")[f"{SRM} + {TRENDS}"].mean() > 0.15
-    assert not difference(column, f"{SRM} + {TRENDS}", f"{SRM} + {STATIC}", "ndcg@10").high < 0
+def test_what_is_served_without_an_addition_is_ranked_as_by_evaluate_staleness(columns, period):
+    for column in columns:
+        able, _ = period.pairs(column.gap)
+        (wanted,) = staleness.columns(period, None, [column.gap])
+        assert np.array_equal(column.users[able], wanted.users)
+        for method in (SRM, CALIBRATED, FRESH):
+            np.testing.assert_array_equal(column.ranks[method][able], wanted.ranks[method])
+
+
+def test_a_device_gains_what_others_did_since_the_bundle_was_made():
+    """Since that day everybody takes 8 after 3, which nobody had done before."""
+    rng = np.random.default_rng(0)
+    days = 24 * HOUR_MS * np.arange(60)
+    users, items, times = [], [], []
+    for user in range(20):
+        order = rng.permutation(8)
+        taken = order if user < 10 else np.array([*order[order != 3], 3, 8])
+        users += [user] * len(taken)
+        items += taken.tolist()
+        times += (days[user] + HOUR_MS * np.arange(len(taken))).tolist()
+    made = make_histories(np.array(users), np.array(items), np.array(times), 9, 0)
+    asking = np.arange(12, 20)
+    found = broadcast(made, asking, np.full(8, 8), begin_ms=int(days[10]), every_hours=24, most=100)
+    assert not found.static[:, 8].toarray().any()
+    assert (found.trends[:, 8].toarray() > 0).all()
+    assert found.bytes_of(100) == 1_000 + 2 * 9

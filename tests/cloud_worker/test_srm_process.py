@@ -65,12 +65,16 @@ def test_without_a_second_stage_and_without_controls_nothing_is_trained_for_them
     options = dataclasses.replace(OPTIONS, retrain=False, controls=False)
     train_bundle(*data, HashEncoder(), tmp_path / "b", options, lambda each: told.append(each.stage))
     assert not set(LATE) & set(told)
+    assert not started
 
 
-def test_where_the_process_fails_the_training_does_its_work(data, bundle, started, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+@pytest.mark.parametrize(("program", "codes"), [("/bin/false", [1]), ("/does/not/exist", [])])
+def test_where_the_process_fails_the_training_does_its_work(
+    data, bundle, started, tmp_path, monkeypatch, program, codes
+):
+    monkeypatch.setattr(sys, "executable", program)
     found = train_bundle(*data, HashEncoder(), tmp_path / "b", OPTIONS)
-    assert [process.returncode for process in started] == [1]
+    assert [process.returncode for process in started] == codes
     assert found.bundle_id == bundle.id
 
 
@@ -79,11 +83,13 @@ def test_a_training_that_ends_early_takes_the_process_with_it(data, started, tmp
         pass
 
     def stop(progress):
-        if progress.stage == "second SRM":
+        if progress.stage == "SRM to the end":
             raise Stopped
 
+    endless = dataclasses.replace(OPTIONS.srm, final_epochs=10**6)
+    options = dataclasses.replace(OPTIONS, srm=endless, most_positions=10**12)
     with pytest.raises(Stopped):
-        train_bundle(*data, HashEncoder(), tmp_path / "b", OPTIONS, stop)
+        train_bundle(*data, HashEncoder(), tmp_path / "b", options, stop)
     assert [process.returncode for process in started] == [-9]
 
 
@@ -103,4 +109,4 @@ def test_the_process_ends_with_a_parent_that_was_killed(data, tmp_path):
         process.stdin.flush()
         assert b'"SRM"' in process.stdout.readline()
         process.stdin.close()  # as the death of a parent does
-        assert process.wait(10) == 1
+        assert process.wait(10) == srm_process.PARENT_GONE

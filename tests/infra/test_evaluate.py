@@ -82,7 +82,7 @@ def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -
     assert {row["gap"] for row in answer["rows"]} == {1, 4}
     shares = [row["share"] for row in answer["refreshes"] if row["added"] == "trends"]
     assert shares == [0, 0.05, 0.1, 0.2, 0.5, 1]
-    assert "β 0.5 was not chosen on any data" in answer["meta"]["notes"][0]
+    assert "β 0.5; the bundle would carry" in answer["meta"]["notes"][0]
     assert left_behind(answer, "trends")["options"]["pairs"] == 30
     assert evaluate("trends", "--gaps", "x").returncode == 2
 
