@@ -7,6 +7,7 @@ The file is ``driftline.toml`` in the working directory, or what ``DRIFTLINE_CON
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ from streams.errors import SettingsError
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_VARIABLE = "DRIFTLINE_CONFIG"
 DEFAULT_FILE = Path("driftline.toml")
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+"""host:port; an IPv6 address stands in brackets."""
 
 
 class _Group(BaseModel):
@@ -60,9 +64,9 @@ class KafkaSettings(_Group):
     @classmethod
     def _addresses(cls, given: str) -> str:
         """A server without its port is found out here, not by a client that waits for it."""
-        for each in filter(None, map(str.strip, given.split(","))):
-            host, _, port = each.rpartition(":")
-            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        for each in map(str.strip, given.split(",")) if given else ():
+            found = _ADDRESS.fullmatch(each)
+            if found is None or not 0 < int(found[1]) < 65_536:
                 raise ValueError(f"{each!r} is no address of a Kafka broker; write host:9092[,host:9092]")
         return given
 

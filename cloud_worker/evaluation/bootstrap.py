@@ -76,9 +76,11 @@ class UserResamples:
         return found
 
     def means(self, values: npt.NDArray[np.floating]) -> list[Interval]:
-        """Mean and interval of each column of values (Q, M)."""
+        """Mean and interval of each column of values (Q, M); of a single user's there is no interval."""
         if not len(values):
             return [NOTHING] * values.shape[1]
+        if self.n_users < 2:  # every resample is the same: no interval
+            return [Interval(float(mean), float("nan"), float("nan")) for mean in values.mean(axis=0)]
         totals = self.totals(np.concatenate([values, np.ones((len(values), 1))], axis=1))
         found = totals[:, :-1] / totals[:, -1:]
         return [around(float(mean), each) for mean, each in zip(values.mean(axis=0), found.T, strict=True)]

@@ -114,7 +114,11 @@ class Evaluation:
     def warn_of_few_users(self, users: int) -> None:
         """Say so where intervals are not to be trusted."""
         if users < FEW_USERS:
-            self.notes.append(f"{users} users are few: intervals that resample users are too narrow then")
+            self.notes.append(
+                "one user: there are no intervals"
+                if users == 1
+                else f"{users} users are few: intervals that resample users are too narrow then"
+            )
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def trends(
     gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
     every_hours: Annotated[int, typer.Option(min=1, help="Hours of event time from one record to the next.")] = 24,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of items in a record, the heaviest.")] = 50_000,
-    weight: Annotated[float, typer.Option(min=0.0, help="β: of what is added to the scores.")] = 0.5,
+    weight: Annotated[float, typer.Option(min=0.0, max=1000.0, help="β: of what is added to the scores.")] = 0.5,
     seed: SeedOption = 0,
     out: OutOption = None,
     as_json: JsonOption = False,

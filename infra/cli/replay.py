@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from streams.replay import Pace, ReplayReport
 
 EXIT_INTERRUPTED = 130
+WAIT_S = 30.0
+"""For a broker to answer: one that was killed needs 10 to 20 s to be back."""
 
 
 def replay(
@@ -65,6 +67,7 @@ def replay(
     from infra.replay_progress import replay_bar
     from streams.datasets import ensure_prepared
     from streams.kafka_admin import ensure_topics
+    from streams.kafka_clients import wait_for_broker
     from streams.replay import GroupLag, KafkaSink, Replay, ReplayPlan, make_schedule, sent_rows
     from streams.replay.moments import parse_moment
     from streams.settings import load_settings
@@ -84,6 +87,7 @@ def replay(
         backfill=backfill,
     )
     schedule = make_schedule(prepared, plan, topics.partitions)
+    wait_for_broker(settings.kafka, WAIT_S)
     ensure_topics(settings.kafka, topics.specs())
     # A name made just now cannot be in the topic.
     sent = sent_rows(settings.kafka, topics, schedule) if replay_id else set()

@@ -46,7 +46,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal bundles on one machine.")] = 0,
     device: Annotated[Device, typer.Option(help="Where torch computes.")] = Device.auto,
     split: Annotated[
-        str, typer.Option(metavar="A,B,C", help="Fractions of training, validation and test period, by time.")
+        str, typer.Option(metavar="A,B,C", help="Training, validation and test period, by time; scaled to sum to 1.")
     ] = "0.8,0.1,0.1",
     quick: Annotated[
         bool, typer.Option("--quick", help="A third of the work, no controls: what the demo trains the first time.")
@@ -99,10 +99,14 @@ def train(
         options = with_srm(TrainOptions(seed=seed, device=device.value, retrain=retrain), srm.value)
         if quick:
             options = in_a_hurry(options)
-        with open_encoder(settings) as encoder, StageBars() as bars:
-            manifest = train_bundle(
-                prepared, periods, encoder, path, options, lambda p: bars.show(p.stage, p.done, p.total, p.note)
-            )
+        try:
+            with open_encoder(settings) as encoder, StageBars() as bars:
+                manifest = train_bundle(
+                    prepared, periods, encoder, path, options, lambda p: bars.show(p.stage, p.done, p.total, p.note)
+                )
+        except KeyboardInterrupt:
+            typer.echo("interrupted; networks that were done are kept, and the same command goes on", err=True)
+            raise
     assert manifest is not None
     _report(manifest, path, found=found, as_json=as_json)
 

@@ -108,10 +108,12 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
 
     broker = broker_for(settings.kafka, workspace.kafka, say=say)
     prepared = ensure_prepared(settings, options.dataset)
+    reached = False
     try:
         with BundleInTheMaking(settings, prepared, say) as making:
             # Here and not in a thread, which a Ctrl-C could not end; a training goes on meanwhile.
             broker.start()
+            reached = True
             bundle = making.result()
         say(f"Kafka {broker.version} at {broker.bootstrap}; logs and state of this run: {run}")
         kafka = settings.kafka.model_copy(update={"bootstrap": broker.bootstrap, "topic_prefix": f"{name}."})
@@ -127,7 +129,7 @@ def run_demo(settings: Settings, options: DemoOptions, console: Console) -> Demo
         return result
     except BaseException:
         # On our own broker a run that failed may be looked into; on somebody's cluster it leaves nothing behind.
-        if settings.kafka.bootstrap and not options.keep_topics:
+        if reached and settings.kafka.bootstrap and not options.keep_topics:
             with contextlib.suppress(DriftlineError):
                 delete_topics(settings.kafka, [spec.name for spec in Topics(f"{name}.").specs()])
         raise

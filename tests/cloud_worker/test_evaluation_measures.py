@@ -59,6 +59,13 @@ def test_resampled_auc_is_the_weighted_auc_of_scikit_learn():
         assert value == pytest.approx(metrics.roc_auc_score(labels, s, sample_weight=resamples.weights(row)))
 
 
+def test_a_single_user_has_a_mean_and_no_interval_and_nothing_is_significant():
+    found = UserResamples(np.zeros(5, np.int64), seed=0).mean(np.arange(1.0, 6.0))
+    assert found.mean == 3
+    assert np.isnan([found.low, found.high]).all()
+    assert not found.significant
+
+
 def test_resampled_ece_is_that_of_the_drawn_users_moments():
     rng = np.random.default_rng(4)
     users, s = rng.integers(0, 12, 200), rng.random(200)

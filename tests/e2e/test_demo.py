@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.broker import Broker
+from infra.broker import Broker, free_port
 from streams.kafka_admin import describe_topics
 from streams.settings import KafkaSettings
 from tests.command import EACH, TINY, USERS, Command
@@ -123,6 +123,13 @@ def test_a_demo_on_a_kafka_that_runs_elsewhere_leaves_it_as_it_was(trained: Comm
     assert (report["events"], report["lost"], report["repeated"], report["double_applied"]) == (60, 0, 0, 0)
     assert kafka.running
     assert set(describe_topics(KafkaSettings(bootstrap=kafka.bootstrap))) == before
+
+
+def test_a_demo_on_a_kafka_that_is_not_there_says_so_and_nothing_else(trained: Command) -> None:
+    done = trained.run("demo", "--dataset", TINY, DRIFTLINE_KAFKA__BOOTSTRAP=f"127.0.0.1:{free_port()}")
+    assert done.returncode == 1
+    assert done.stderr.count("error: no Kafka broker answers at 127.0.0.1:") == 1
+    assert "kafka.net" not in done.stderr, "the client's own log"
 
 
 def agrees_offline(command: Command, run: Path, report: dict[str, Any]) -> None:

@@ -93,6 +93,9 @@ def test_an_unknown_flag_is_refused_by_name(key):
         ({"kafka.bootstrap": "kafka"}, "kafka.bootstrap: value error, 'kafka' is no address"),
         ({"kafka.bootstrap": "a:1,b:kafka"}, "kafka.bootstrap: value error, 'b:kafka' is no address"),
         ({"kafka.bootstrap": "a:70000"}, "kafka.bootstrap"),
+        ({"kafka.bootstrap": ","}, "kafka.bootstrap"),
+        ({"kafka.bootstrap": "a:1;b:2"}, "kafka.bootstrap"),
+        ({"kafka.bootstrap": "http://a:1"}, "kafka.bootstrap"),
         ({"kafka.topic_prefix": "my topics/"}, "kafka.topic_prefix"),
         ({"device.group": ""}, "device.group"),
     ],
@@ -135,7 +138,7 @@ def test_settings_do_not_change_under_a_running_process():
         found.kafka.partitions = 9
 
 
-@given(st.integers(1, 1000), st.sampled_from(["a:1", "a:1,b:2"]))
+@given(st.integers(1, 1000), st.sampled_from(["a:1", "a:1,b:2", "[::1]:9092", "kafka-0.kafka_x.svc:9092"]))
 def test_flags_arrive_as_they_were_given(partitions, bootstrap):
     found = load_settings(flags={"kafka.partitions": partitions, "kafka.bootstrap": bootstrap}, environ={})
     assert (found.kafka.partitions, found.kafka.bootstrap) == (partitions, bootstrap)
