@@ -157,20 +157,11 @@ def _learned(histories: Histories, most: int, generator: np.random.Generator) ->
 
 
 def _texts(bundle: Bundle, histories: Histories, snapshots: Snapshots, template: Template) -> list[str]:
-    found = []
-    for user, position in zip(snapshots.users, snapshots.positions, strict=True):
-        end = histories.starts[user] + position
-        window = slice(max(histories.starts[user], end - bundle.manifest.window), end)
-        found.append(
-            template(
-                histories.items[window],
-                histories.times_ms[window],
-                bundle.items.titles,
-                bundle.items.categories,
-                bundle.manifest.profile_items,
-            )
-        )
-    return found
+    manifest, items = bundle.manifest, bundle.items
+    return [
+        template(*window, items.titles, items.categories, manifest.profile_items)
+        for window in text.windows(histories, snapshots, manifest.window)
+    ]
 
 
 def _told(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:

@@ -51,9 +51,9 @@ ITEM_BYTES: Final = 2
 """How often an item was taken."""
 
 STATIC, TRENDS = "neighbours of the bundle's day", "trends"
-METHODS: Final = tuple(
-    f"{served}{added}" for served in (SRM, CALIBRATED, FRESH) for added in ("", f" + {STATIC}", f" + {TRENDS}")
-)
+ADDED: Final = ("", f" + {STATIC}", f" + {TRENDS}")
+"""The ends of the names of `METHODS`."""
+METHODS: Final = tuple(f"{served}{added}" for served in (SRM, CALIBRATED, FRESH) for added in ADDED)
 COMPARED: Final = (
     (f"{SRM} + {STATIC}", SRM),
     (FRESH, f"{SRM} + {STATIC}"),
@@ -214,19 +214,23 @@ def columns(
     return found
 
 
-def refreshed(period: TestPeriod, column: Column, added: str) -> dict[float, Interval]:
-    """NDCG@10 where a share of the moments has a fresh embedding, handed out by w; by share, of `RATIOS`.
+def refreshed(period: TestPeriod, column: Column) -> dict[str, dict[float, Interval]]:
+    """NDCG@10 where a share of the moments has a fresh embedding, handed out by w.
 
-    Parameters
-    ----------
-    added
-        What is added to the scores: the end of a name of `METHODS`.
+    Returns
+    -------
+    dict
+        By what is added to the scores, of `ADDED`, then by share, of `RATIOS`.
     """
     _, pairs = period.pairs(column.gap, nearest=True)
     asking = period.worth(period.bench.data(pairs).phi)
-    repaired, fresh = (ndcg_at(column.ranks[f"{served}{added}"]) for served in (CALIBRATED, FRESH))
-    served = [repaired + chosen(asking, ratio) * (fresh - repaired) for ratio in RATIOS]
-    return dict(zip(RATIOS, column.resamples.means(stacked(served)), strict=True))
+    shares = [chosen(asking, ratio) for ratio in RATIOS]
+    found = {}
+    for added in ADDED:
+        repaired, fresh = (ndcg_at(column.ranks[f"{served}{added}"]) for served in (CALIBRATED, FRESH))
+        served = stacked([repaired + share * (fresh - repaired) for share in shares])
+        found[added] = dict(zip(RATIOS, column.resamples.means(served), strict=True))
+    return found
 
 
 def _by_addition(
@@ -239,7 +243,7 @@ def _by_addition(
     weight: float,
 ) -> dict[str, Ranks]:
     """Ranks of what is served, alone and with either addition."""
-    additions: Mapping[str, Any] = {"": None, f" + {STATIC}": sent.static, f" + {TRENDS}": sent.trends}
+    additions: Mapping[str, Any] = dict(zip(ADDED, (None, sent.static, sent.trends), strict=True))
     found = {f"{served}{name}": np.zeros(len(moments), np.int64) for name in additions}
     for rows, part in moments.blocks():
         scores = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)

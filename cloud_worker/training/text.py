@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +37,18 @@ def profile_texts(
     histories: Histories, snapshots: Snapshots, titles: Sequence[str], categories: Sequence[str], last: int
 ) -> list[str]:
     """(S,) the profiles as the cloud will write them."""
-    texts = []
+    return [
+        profile_text(items, times_ms, titles, categories, last=last)
+        for items, times_ms in windows(histories, snapshots, last)
+    ]
+
+
+def windows(histories: Histories, snapshots: Snapshots, reach: int) -> Iterator[tuple[Ints, Ints]]:
+    """Each snapshot's last items, at most `reach`, and their times; oldest first."""
     for user, position in zip(snapshots.users, snapshots.positions, strict=True):
         end = histories.starts[user] + position
-        begin = max(histories.starts[user], end - last)
-        texts.append(
-            profile_text(histories.items[begin:end], histories.times_ms[begin:end], titles, categories, last=last)
-        )
-    return texts
+        window = slice(max(histories.starts[user], end - reach), end)
+        yield histories.items[window], histories.times_ms[window]
 
 
 def stand_ins(

@@ -58,7 +58,7 @@ def trends(
     ) as run:
         from cloud_worker.evaluation import trends as measure
         from cloud_worker.evaluation.staleness import difference
-        from infra.evaluation.trends_plot import LINES, plot_trends
+        from infra.evaluation.trends_plot import plot_trends
 
         period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
         at = period.bench.snapshots.take(period.moments)
@@ -81,7 +81,7 @@ def trends(
             (method, other): [difference(each, method, other, METRIC) for each in columns]
             for method, other in measure.COMPARED
         }
-        refreshed = {added: measure.refreshed(period, last, added) for added in LINES}
+        refreshed = measure.refreshed(period, last)
         users = last.resamples.n_users
         run.notes.append(
             f"{len(last.users)} moments of {users} users; β {weight:g}; the bundle would carry {sent.base} pairs, "

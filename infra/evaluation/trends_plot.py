@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM
-from cloud_worker.evaluation.trends import STATIC, TRENDS
+from cloud_worker.evaluation.trends import ADDED
 from infra.evaluation.plots import COLOURS, figure
 
 if TYPE_CHECKING:
     from cloud_worker.evaluation.bootstrap import Interval
 
-LINES: Final[Mapping[str, str]] = {"": ":", f" + {STATIC}": "--", f" + {TRENDS}": "-"}
+LINES: Final[Mapping[str, str]] = dict(zip(ADDED, (":", "--", "-"), strict=True))
 
 
 def plot_trends(
@@ -37,9 +37,9 @@ def plot_trends(
     with figure(path, f"What a broadcast to all devices would save: {dataset}", 1, 2) as (_, axes):
         for served in (SRM, CALIBRATED, FRESH):
             for added, line in LINES.items():
-                means = [each.mean for each in values[f"{served}{added}"]]
-                axes[0].plot(range(len(gaps)), means, color=COLOURS[served], ls=line, marker="o", ms=4)
-                axes[0].plot([], [], color=COLOURS[served], ls=line, label=f"{served}{added}")
+                method = f"{served}{added}"
+                means = [each.mean for each in values[method]]
+                axes[0].plot(range(len(gaps)), means, color=COLOURS[served], ls=line, marker="o", ms=4, label=method)
         axes[0].set(title="by gap", xlabel="interactions since the embedding", ylabel="NDCG@10")
         axes[0].set_xticks(range(len(gaps)), [str(each) for each in gaps])
         for added, by_share in refreshed.items():

@@ -129,8 +129,9 @@ def test_without_weight_nothing_is_added(period, sent):
 
 
 def test_refreshes_begin_with_the_repaired_and_end_with_the_fresh(columns, period):
+    by_addition = trends.refreshed(period, columns[-1])
     for added in ("", f" + {TRENDS}"):
-        found = trends.refreshed(period, columns[-1], added)
+        found = by_addition[added]
         assert list(found) == list(trends.RATIOS)
         ends = [columns[-1].measured("ndcg@10")[f"{served}{added}"].mean() for served in (CALIBRATED, FRESH)]
         assert [found[0.0].mean, found[1.0].mean] == pytest.approx(ends)
