@@ -159,6 +159,11 @@ def columns_of(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}.low": interval.low, f"{name}.high": interval.high}
 
 
+def compared(name: str, interval: Interval) -> dict[str, Any]:
+    """A paired difference as columns of a row, and whether its interval leaves out 0."""
+    return columns_of(name, interval) | {"significant": interval.significant}
+
+
 def with_half_width(interval: Interval) -> str:
     """``.1234 ±.0056``: half the width of the interval, which need not lie evenly."""
     return f"{short(interval.mean)} ±{short((interval.high - interval.low) / 2)}"

@@ -15,6 +15,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     signed,
     with_half_width,
@@ -109,15 +110,13 @@ def collaborative(
             ],
             "differences": [
                 {"training": INDEPENDENT, "rule": rule, "ratio": ratio, "method": measure.RELIABILITY, "other": other}
-                | columns_of("difference", each)
-                | {"significant": each.significant}
+                | compared("difference", each)
                 for (rule, ratio), found in over.items()
                 for other, each in found.items()
             ],
             "trainings": [
                 {"training": training, "other": INDEPENDENT, "rule": rule, "asks": measure.PER_DEVICE, "ratio": ratio}
-                | columns_of("difference", each)
-                | {"significant": each.significant}
+                | compared("difference", each)
                 for (training, rule), found in trained.items()
                 for ratio, each in zip(measure.RATIOS, found, strict=True)
             ],

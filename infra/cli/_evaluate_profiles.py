@@ -15,6 +15,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     signed,
     with_half_width,
@@ -80,9 +81,7 @@ def profiles(
         result = {
             "rows": [_row(found, template, values) for template in column.ranks],
             "differences": [
-                {"template": template, "other": SERVED, "metric": name}
-                | columns_of("difference", interval)
-                | {"significant": interval.significant}
+                {"template": template, "other": SERVED, "metric": name} | compared("difference", interval)
                 for (template, name), interval in over.items()
             ],
         }

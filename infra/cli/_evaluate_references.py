@@ -18,6 +18,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     short,
     signed,
@@ -98,9 +99,7 @@ def references(
         result = {
             "rows": [_row(found, method.name, values) for method in found.methods],
             "differences": [
-                {"method": SRM, "other": other, "metric": name}
-                | columns_of("difference", interval)
-                | {"significant": interval.significant}
+                {"method": SRM, "other": other, "metric": name} | compared("difference", interval)
                 for (other, name), interval in over.items()
             ],
             "trials": [

@@ -15,6 +15,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     numbers,
     short,
@@ -110,7 +111,7 @@ def _quality_row(without: str, gap: int | None, quality: Quality) -> dict[str, A
 def _decision_row(decision: Decision) -> dict[str, Any]:
     row: dict[str, Any] = {"score": decision.score, "rate": decision.rate}
     row |= columns_of("gain", decision.gain) | columns_of("precision", decision.precision)
-    return row | columns_of("ours_over", decision.ours_over) | {"significant": decision.ours_over.significant}
+    return row | compared("ours_over", decision.ours_over)
 
 
 def _quality_table(qualities: dict[tuple[str, int | None], Quality]) -> Any:

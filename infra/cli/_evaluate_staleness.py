@@ -14,6 +14,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     numbers,
     signed,
@@ -70,9 +71,7 @@ def staleness(
         result = {
             "rows": _rows(columns, cells),
             "differences": [
-                {"method": method, "other": other, "gap": gap, "metric": name}
-                | columns_of("difference", interval)
-                | {"significant": interval.significant}
+                {"method": method, "other": other, "gap": gap, "metric": name} | compared("difference", interval)
                 for (method, other, gap, name), interval in differences.items()
             ],
             "recovered": [

@@ -15,6 +15,7 @@ from infra.cli._evaluate import (
     OutOption,
     SeedOption,
     columns_of,
+    compared,
     evaluation,
     numbers,
     signed,
@@ -99,9 +100,7 @@ def trends(
                 for gap, each in zip(asked, found, strict=True)
             ],
             "differences": [
-                {"method": method, "other": other, "gap": gap}
-                | columns_of("difference", each)
-                | {"significant": each.significant}
+                {"method": method, "other": other, "gap": gap} | compared("difference", each)
                 for (method, other), found in over.items()
                 for gap, each in zip(asked, found, strict=True)
             ],
