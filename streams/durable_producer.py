@@ -8,13 +8,10 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from kafka import KafkaProducer
-from kafka.errors import (
-    KafkaError,
-)
+from kafka.errors import KafkaError
 
 from streams.errors import BrokerError
-from streams.kafka_clients import DELIVERY_TIMEOUT_MS, make_producer
+from streams.kafka_clients import DELIVERY_TIMEOUT_MS, close_producer, make_producer
 from streams.log import get_logger
 from streams.records import OutgoingRecord
 from streams.settings import KafkaSettings
@@ -120,7 +117,7 @@ class DurableProducer:
         except Exception as exc:  # the library also hands on what its sender thread raised
             lost = len(self._pending) + 1
             self._pending.clear()
-            _end(self._producer, 0.0)
+            self._end(0.0)
             self._broken = True
             raise BrokerError(
                 f"topic {topic}: a record was not acknowledged ({type(exc).__name__}: {exc}); "
@@ -131,17 +128,9 @@ class DurableProducer:
     def close(self, timeout_s: float = 10.0) -> None:
         """Give what is under way a last chance, then let go. Not a substitute for `flush_or_raise`."""
         if not self._broken:
-            _end(self._producer, timeout_s)
+            self._end(timeout_s)
             self._pending.clear()
 
-
-def _end(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close a producer; records that are not acknowledged in time are given up."""
-    try:
-        producer.close(timeout_s)
-    except KafkaError:
-        # kafka-python's close raises from its flush and leaves the sender's thread running: it would go on sending
-        # records that we have given up, behind the back of whoever sends them again.
-        log.warning("a producer was closed with records under way")
-        producer._sender.force_close()  # noqa: SLF001
-        producer._sender.join(1.0)  # noqa: SLF001
+    def _end(self, timeout_s: float) -> None:
+        if not close_producer(self._producer, timeout_s):
+            log.warning("a producer was closed with records under way")

@@ -224,6 +224,32 @@ def quiet_clients() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def close_producer(producer: KafkaProducer, timeout_s: float) -> bool:
+    """Close a producer and its thread; records that are not acknowledged in time are given up.
+
+    Parameters
+    ----------
+    timeout_s
+        How long what is under way may take; 0 lets go at once.
+
+    Returns
+    -------
+    bool
+        Whether everything was acknowledged or had failed before.
+    """
+    sender = producer._sender  # noqa: SLF001
+    try:
+        producer.close(timeout_s)
+        return True
+    except KafkaError:
+        # kafka-python's close raises from its flush and leaves the sender's thread running: it would go on sending
+        # records that we have given up, behind the back of whoever sends them again.
+        sender.force_close()
+        return False
+    finally:
+        sender.join(1.0)
+
+
 def _release(admin: KafkaAdminClient) -> str:
     """The release line by KIP-584's finalized metadata.version: the protocol does not carry the exact release."""
     level = admin.describe_features().get("metadata.version", {}).get("finalized", (0, 0))[1]

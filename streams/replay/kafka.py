@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from streams.errors import BrokerError, DatasetError, RecordError, TopicMismatch
 from streams.events import Codec, Headers, Interaction, device_key
 from streams.kafka_admin import LagProbe, describe_topics
-from streams.kafka_clients import make_consumer, make_producer
+from streams.kafka_clients import close_producer, make_consumer, make_producer, quiet_clients
 from streams.replay.plan import Schedule
 from streams.settings import KafkaSettings
 from streams.topics import Topics
@@ -90,13 +90,8 @@ class KafkaSink:
 
     def close(self) -> None:
         """Let go at once: what is under way has been waited for, or its outcome is looked up in the topic."""
-        try:
-            self._producer.close(0)
-        except KafkaError:
-            # The library's close gives up where something is under way, and its thread would go on sending.
-            sender = self._producer._sender  # noqa: SLF001
-            sender.force_close()
-            sender.join(5.0)
+        with quiet_clients():  # it complains of each request that it is told to forget
+            close_producer(self._producer, 0.0)
 
     def _refused(self, exc: BaseException) -> BrokerError:
         return BrokerError(
