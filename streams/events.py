@@ -77,6 +77,8 @@ class Recommendation(Versioned, frozen=True, gc=False):
     served_at_ms: int
     step_s: float
     """Compute time of the device step, its share of the wave."""
+    trends_as_of_ms: int = -1
+    """`Trends.as_of_ms` of the table that was added to the scores; -1 where there was none. Since version 2."""
 
 
 class RefreshRequest(Versioned, frozen=True, gc=False):
@@ -123,13 +125,35 @@ class Embedding(Versioned, frozen=True, gc=False):
     """Cost: tokens encoded; 0 when the text came from the cache."""
 
 
+class Trends(Versioned, frozen=True, gc=False):
+    """A part of the table that all devices are sent (`streams.neighbours`). Topic trends.v1 (compacted).
+
+    The key is `trends_key`. Parts of one table have the same as_of_ms; each holds the rows of some items, in their order.
+    """
+
+    bundle_id: str
+    as_of_ms: int
+    """Event time: what happened then or later is not in it."""
+    part: int
+    parts: int
+    """Of the whole table."""
+    kept: int
+    """K, neighbours of an item."""
+    items: bytes
+    """Row by row K item indexes (see `pack_items`); the number of items, where there are fewer neighbours."""
+    weights: bytes
+    """Row by row K weights (see `pack_vector`); 0, where there are fewer."""
+    published_at_ms: int
+
+
 Record = TypeVar("Record", bound=Versioned)
 
 SCHEMA_VERSION: Final[Mapping[type[Versioned], int]] = {
     Interaction: 1,
-    Recommendation: 1,
+    Recommendation: 2,
     RefreshRequest: 1,
     Embedding: 1,
+    Trends: 1,
 }
 """The newest version of each struct that this code reads, and the one it writes."""
 
@@ -223,6 +247,11 @@ def embedding_key(device_id: str, arm: str) -> bytes:
     The partition is still that of `device_key` (see `streams.topics.partition_of`).
     """
     return f"{device_id}\x00{arm}".encode()
+
+
+def trends_key(part: int) -> bytes:
+    """Key of trends.v1: compaction keeps the newest of each part."""
+    return f"neighbours/{part}".encode()
 
 
 def event_hash(event_id: str) -> int:

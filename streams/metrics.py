@@ -129,6 +129,20 @@ class DeviceMetrics(DeadLetterMetrics):
             buckets=_IO_SECONDS,
             registry=registry,
         )
+        self.trends_taken = Counter(
+            "driftline_trends_taken_total", "Tables of trends.v1 that were read whole.", registry=registry
+        )
+        self.trends_ignored = Counter(
+            "driftline_trends_ignored_records_total",
+            "Records of trends.v1 that could not be used.",
+            ("reason",),
+            registry=registry,
+        )
+        self.trends_as_of = Gauge(
+            "driftline_trends_as_of_timestamp_seconds",
+            "Event time of the newest table of trends.v1 that was served with.",
+            registry=registry,
+        )
         self.partitions_owned = Gauge("driftline_partitions_owned", "Partitions this worker owns.", registry=registry)
 
 
@@ -193,6 +207,21 @@ class CloudMetrics(DeadLetterMetrics):
         self.live_checkpoint_failures = Counter(
             "driftline_cloud_live_checkpoint_failures_total",
             "Checkpoints of the live index that could not be written.",
+            registry=registry,
+        )
+        self.trends_published = Counter(
+            "driftline_cloud_trends_published_total", "Tables of trends.v1 published.", registry=registry
+        )
+        self.trends_bytes = Counter(
+            "driftline_cloud_trends_published_bytes_total", "Bytes of these tables.", registry=registry
+        )
+        self.trends_failures = Counter(
+            "driftline_cloud_trends_failures_total", "Tables that could not be published.", registry=registry
+        )
+        self.trends_seconds = Histogram(
+            "driftline_cloud_trends_seconds",
+            "Time to make and publish a table.",
+            buckets=_IO_SECONDS,
             registry=registry,
         )
 

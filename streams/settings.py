@@ -96,6 +96,8 @@ class DeviceSettings(_Group):
     """What the models run on: one ONNX graph, or numpy; auto: ONNX Runtime where it is installed."""
     item_vectors: Literal["float32", "int8"] = "float32"
     """How the item tables that rank are kept: int8 takes a quarter of the memory and ranks a little differently."""
+    trends_weight: float = Field(0.5, ge=0, le=1000)
+    """How much what people take near what (trends.v1) weighs beside the models' scores; 0: it is not read."""
     future_tolerance_s: float = Field(86_400.0, ge=0)
     """An event further than this ahead of the wall clock is dead-lettered."""
 
@@ -127,6 +129,8 @@ class CloudSettings(_Group):
     """CPU threads of a local encoder; 0: all cores. Several workers on one machine share its cores."""
     live_checkpoint_s: float = Field(30.0, gt=0)
     """The live index is saved this often, if it changed; what came later is read again after a restart."""
+    trends_hours: float = Field(24.0, ge=0)
+    """Hours of event time from one record of trends.v1 to the next; 0: none is sent."""
 
 
 class ReplaySettings(_Group):

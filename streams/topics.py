@@ -55,6 +55,11 @@ class Topics:
         return f"{self.prefix}embeddings.v1"
 
     @property
+    def trends(self) -> str:
+        """What people take near what, for all devices: one partition, which every device worker reads whole."""
+        return f"{self.prefix}trends.v1"
+
+    @property
     def device_state(self) -> str:
         """The changelog: device records and each partition's position."""
         return f"{self.prefix}device-state.v1"
@@ -81,8 +86,10 @@ class Topics:
         ]
         forever = {"cleanup.policy": "delete", "retention.ms": "-1"}
         readable = [self.interactions, self.refresh_requests, self.embeddings]
-        return [TopicSpec(name, self.partitions, config) for name, config in kept] + [
-            TopicSpec(self.dead_letters(name), self.partitions, forever) for name in readable
+        return [
+            *(TopicSpec(name, self.partitions, config) for name, config in kept),
+            TopicSpec(self.trends, 1, compacted),
+            *(TopicSpec(self.dead_letters(name), self.partitions, forever) for name in readable),
         ]
 
 
