@@ -128,7 +128,7 @@ class Embedding(Versioned, frozen=True, gc=False):
 class Trends(Versioned, frozen=True, gc=False):
     """A part of the table that all devices are sent (`streams.neighbours`). Topic trends.v1 (compacted).
 
-    The key is `trends_key`. Parts of one table have the same as_of_ms; each holds the rows of some items, in their order.
+    The key is `trends_key`. Parts of one table have the same as_of_ms; each holds the rows of some items, in order.
     """
 
     bundle_id: str
