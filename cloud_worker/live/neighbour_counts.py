@@ -12,11 +12,19 @@ from streams.neighbours import DECAY, NEAR, NeighbourTable
 
 Ints = npt.NDArray[np.int64]
 
-KEPT: Final = 32
-"""K, neighbours of an item: six bytes each."""
+PAIRS: Final = 400_000
+"""Cells of a table, of six bytes each: what one costs, up to a catalogue of 50,000 items."""
+MOST_KEPT: Final = 64
+LEAST_KEPT: Final = 8
+"""Bounds of K: more neighbours say little more, fewer say too little."""
 
 
-def neighbour_table(lengths: Ints, items: Ints, n_items: int, *, as_of_ms: int, kept: int = KEPT) -> NeighbourTable:
+def neighbours_kept(n_items: int) -> int:
+    """K for a catalogue of so many items."""
+    return min(max(PAIRS // n_items, LEAST_KEPT), MOST_KEPT)
+
+
+def neighbour_table(lengths: Ints, items: Ints, n_items: int, *, as_of_ms: int, kept: int) -> NeighbourTable:
     """Count which items were taken near each other, and keep each one's nearest.
 
     Parameters
