@@ -31,8 +31,10 @@ from device_agent.serving import NumpyServing, Pairs, Served, Serving
 from device_agent.signals import SignalWriter, write_age
 from device_agent.state import Records, StateLayout
 from device_agent.step import StepResult, Wave, nothing_happened
+from device_agent.trends import TrendsBoard
 from streams.bundle import Bundle
 from streams.experiment.arms import ArmSpec
+from streams.neighbours import NEAR
 
 __all__ = [
     "APPLIED",
@@ -78,6 +80,8 @@ class DeviceCore:
     serving
         What the models run on (`device_agent.serving.make_serving`), for the same bundle; its ranking and list length
         take the place of those given here. None: numpy.
+    trends
+        The tables of what people take near what; `serving` must have been made with a weight for them. None: none.
 
     Raises
     ------
@@ -97,6 +101,7 @@ class DeviceCore:
         deadline_ms: int = 30_000,
         candidates: int = 100,
         serving: Serving | None = None,
+        trends: TrendsBoard | None = None,
     ) -> None:
         manifest, tensors = bundle.manifest, bundle.device
         self.bundle = bundle
@@ -104,6 +109,7 @@ class DeviceCore:
         self.deadline_ms = deadline_ms
         self.layout = StateLayout(manifest, len(self.arms), candidates=candidates)
         self._asking = Asking(self.arms, tensors, deadline_ms)
+        self._trends = trends
         self._serving = serving or NumpyServing(bundle, ranking=ranking, list_length=list_length)
         self.ranking: Mode = self._serving.ranking
         self.list_length = self._serving.list_length
@@ -212,7 +218,7 @@ class DeviceCore:
             gap[lacking] = -1
             served_age = np.where(lacking, -1, age)
         asked = self._asked(wave)
-        served = self._serve(out, wave.items, gap, asked)
+        served, trends_as_of_ms = self._serve(out, wave, gap, asked)
 
         out_of_order = wave.times_ms < out["last_time_ms"]
         unknown = wave.items < _ZERO
@@ -238,6 +244,7 @@ class DeviceCore:
             gap=gap,
             age_ms=served_age,
             as_of=as_of,
+            trends_as_of_ms=trends_as_of_ms,
             freshness_ms=arm["freshness_ms"].copy(),
             request=request,
             reason=reason,
@@ -251,15 +258,18 @@ class DeviceCore:
             return None if everywhere else np.repeat(wave.serve[:, None], len(self.arms), axis=1)
         return wave.arms_active if everywhere else wave.arms_active & wave.serve[:, None]
 
-    def _serve(self, out: Records, items: Int32s, gap: Int64s, asked: Bools | None) -> Served:
-        """Serve each device and arm that is asked: arrays of (B, A) and (B, A, k)."""
+    def _serve(self, out: Records, wave: Wave, gap: Int64s, asked: Bools | None) -> tuple[Served, Int64s]:
+        """Serve each device and arm that is asked: arrays of (B, A) and (B, A, k), and (B,) as_of of the tables."""
         listed: Int32s | npt.NDArray[np.uint8]
-        (b, a), k, arm = gap.shape, self.list_length, out["arm"]
+        (b, a), k, arm, items = gap.shape, self.list_length, out["arm"], wave.items
         recent, hidden, seen = self.layout.recent(out), out["srm_hidden"], out["seen"]
+        last = self.layout.last_items(out, 0 if self._trends is None else NEAR)
+        as_of = np.full(b, -1, np.int64)
         if asked is None and a == 1:
             listed = self._choice(arm["candidates"][:, 0], gap, seen) if self.ranking == "candidates" else seen
-            served = self._serving(Pairs(items[:, None], hidden, arm["embedding"][:, 0], recent[:, 0], gap, listed))
-            return Served(served.staleness, served.rank, served.ranked, served.top[:, None])
+            pairs = Pairs(items[:, None], hidden, arm["embedding"][:, 0], recent[:, 0], gap, listed, last)
+            served, as_of[:] = self._served(pairs, wave.times_ms)
+            return Served(served.staleness, served.rank, served.ranked, served.top[:, None]), as_of
         rows = np.arange(b * a) if asked is None else np.flatnonzero(asked)
         device, which = np.divmod(rows, a)
         of_rows, unranked = gap[device, which][:, None], seen[device]
@@ -273,6 +283,7 @@ class DeviceCore:
             recent[device, which],
             of_rows,
             listed,
+            last[device],
         )
         whole = Served(
             np.ones((b, a), np.float32),
@@ -280,11 +291,32 @@ class DeviceCore:
             np.zeros((b, a), np.int32),
             np.full((b, a, k), -1, np.int32),
         )
-        served = self._serving(pairs)
+        if not len(rows):
+            return whole, as_of
+        served, as_of[device] = self._served(pairs, wave.times_ms[device])
         for mine, theirs in zip(whole[:3], served[:3], strict=True):
             mine[device, which] = theirs[:, 0]
         whole.top[device, which] = served.top
-        return whole
+        return whole, as_of
+
+    def _served(self, pairs: Pairs, times_ms: Int64s) -> tuple[Served, Int64s]:
+        """Serve R pairs at event times (R,), each with the table of its time; and (R,) as_of of these tables."""
+        as_of = np.full(len(times_ms), -1, np.int64)
+        shares = () if self._trends is None else self._trends.shares(times_ms)
+        if len(shares) <= 1:
+            table = shares[0].table if shares else None
+            if table is not None:
+                as_of[:] = table.as_of_ms
+            return self._serving(pairs, table), as_of
+        parts, order = [], []
+        for table, rows in shares:
+            at = np.arange(len(times_ms)) if rows is None else rows
+            parts.append(self._serving(pairs.take(at), table))
+            order.append(at)
+            if table is not None:
+                as_of[at] = table.as_of_ms
+        back = np.argsort(np.concatenate(order))
+        return Served(*(np.concatenate(columns)[back] for columns in zip(*parts, strict=True))), as_of
 
     def _choice(self, candidates: Int32s, gap: Int64s, seen: npt.NDArray[np.uint8]) -> Int32s:
         """(R, C) candidates, with popular items where there is no embedding, as the gaps (R, 1) say."""

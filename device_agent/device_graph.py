@@ -22,6 +22,7 @@ count            i64 (R, 1)        of the whole graph alone: interactions before
 age_ms           i64 (R, 1)        of the whole graph alone: event time since the embedding was asked for
 history          i32 (R, W)        of the whole graph of a SASRec alone: the record's ring of items before it
 history_len      i64 (R, 1)        the same: how many items had gone into the ring
+added            f32 (R, C or N)   with ``trends`` alone: β z(τ), what a neighbour table adds (`streams.neighbours`)
 ===============  ===============  =======================================================================
 
 ===============  ===============  =======================================================================
@@ -83,6 +84,7 @@ def build_graph(
     candidates: int = 100,
     list_length: int = 10,
     item_vectors: ItemVectors = "float32",
+    trends: bool = False,
     outputs: Sequence[str] = WHOLE,
 ) -> onnx.ModelProto:
     """The device step of a bundle.
@@ -98,6 +100,9 @@ def build_graph(
     item_vectors
         How the ranking's item tables are kept: as they are, or as int8 with a scale for each item, which takes a
         quarter of the memory.
+    trends
+        Whether the input `added` joins the scores. The table behind it is no constant of the bundle, it comes anew
+        every day: so it is looked up outside.
     outputs
         Which of `WHOLE`; nodes and inputs that they do not need are left out.
     """
@@ -114,7 +119,7 @@ def build_graph(
     tables = FusionTables.of(bundle)
     _check_range(bundle, tables)
     query = _query(g, tables, found["calibrated"], found["staleness"], has)
-    catalogue = _Catalogue(g, tables, item_vectors, query)
+    catalogue = _Catalogue(g, tables, item_vectors, query, trends=trends)
     if ranking == "candidates":
         columns = candidates
         scores, ranked = catalogue.of_candidates(candidates)
@@ -209,6 +214,13 @@ def _query(g: Nodes, tables: FusionTables, calibrated: str, staleness: str, has:
     return g("Mul", calibrated, cloud_scale), cloud_scale, g("Mul", "hidden", srm_scale), srm_scale
 
 
+def _added(g: Nodes, tables: FusionTables, query: tuple[str, str, str, str]) -> str:
+    """(R, C or N) σ β z(τ), with σ the standard deviation of the fused scores over the catalogue."""
+    spread = g("MatMul", g("Concat", *query, axis=1), g.const(square_root(tables.covariance)))
+    variance = g("ReduceSumSquare", spread, g.ints(1), keepdims=1)
+    return g("Mul", "added", g("Sqrt", variance))
+
+
 def _check_range(bundle: Bundle, tables: FusionTables) -> None:
     """Refuse weights with which scores of some float16 embedding could overflow: the graph has no nodes for NaN."""
     tensors, phi = bundle.device, (np.full(len(PHI), _LARGEST_PHI) + np.abs(bundle.device["phi.mean"]))
@@ -229,8 +241,11 @@ def _check_range(bundle: Bundle, tables: FusionTables) -> None:
 class _Catalogue:
     """The items' tables and their products with a query (R, d), (R, 1), (R, h), (R, 1)."""
 
-    def __init__(self, g: Nodes, tables: FusionTables, kind: ItemVectors, query: tuple[str, str, str, str]) -> None:
+    def __init__(
+        self, g: Nodes, tables: FusionTables, kind: ItemVectors, query: tuple[str, str, str, str], *, trends: bool
+    ) -> None:
         self._g = g
+        self._added = _added(g, tables, query) if trends else None
         self._n_items = len(tables.rows)
         self._eight_bit = kind == "int8"
         cloud, self._cloud_bias, srm, self._srm_bias = query
@@ -256,7 +271,7 @@ class _Catalogue:
         else:
             scores = self._gathered()
         ranked = g("ReduceSum", g("Cast", rankable, to=TensorProto.INT32), g.ints(1), keepdims=1)
-        return g("Where", rankable, scores, g.const(-np.inf)), ranked
+        return g("Where", rankable, self._with_added(scores), g.const(-np.inf)), ranked
 
     def of_all(self, *, exclude_seen: bool) -> tuple[str, str]:
         """(R, N) scores, and (R, 1) how many can be ranked.
@@ -264,7 +279,7 @@ class _Catalogue:
         Tables say, for each value of a byte of the bitmap, what to add to its eight items' scores and how many of them
         are left: single bits would be eight times the work.
         """
-        g, scores = self._g, self._dense()
+        g, scores = self._g, self._with_added(self._dense())
         if not exclude_seen:
             return scores, g("Expand", g.const([[self._n_items]], np.int32), g("Shape", "items"))
         values = np.arange(256)[:, None] >> np.arange(8) & 1
@@ -275,6 +290,9 @@ class _Catalogue:
             hidden = g("Slice", hidden, g.ints(0), g.ints(self._n_items), g.ints(1))
         taken = g("ReduceSum", g("Gather", g.const(values.sum(axis=1), np.int32), byte), g.ints(1), keepdims=1)
         return g("Add", scores, hidden), g("Sub", g.const(self._n_items, np.int32), taken)
+
+    def _with_added(self, scores: str) -> str:
+        return scores if self._added is None else self._g("Add", scores, self._added)
 
     def _gathered(self) -> str:
         """(R, C) from the candidates' rows."""
@@ -411,6 +429,7 @@ def _signals(
 
 def _model(g: Nodes, bundle: Bundle, outputs: Mapping[str, str], ranking: Mode, candidates: int) -> onnx.ModelProto:
     manifest, p = bundle.manifest, len(PHI)
+    columns = candidates if ranking == "candidates" else manifest.n_items
     shapes: dict[str, tuple[int, list[str | int]]] = {
         "items": (TensorProto.INT32, ["R", 1]),
         "hidden": (TensorProto.FLOAT, ["R", manifest.srm_dim]),
@@ -424,8 +443,8 @@ def _model(g: Nodes, bundle: Bundle, outputs: Mapping[str, str], ranking: Mode, 
         "age_ms": (TensorProto.INT64, ["R", 1]),
         "history": (TensorProto.INT32, ["R", manifest.window]),
         "history_len": (TensorProto.INT64, ["R", 1]),
+        "added": (TensorProto.FLOAT, ["R", columns]),
     }
-    columns = candidates if ranking == "candidates" else manifest.n_items
     results: dict[str, tuple[int, list[str | int]]] = {
         "staleness": (TensorProto.FLOAT, ["R", 1]),
         "rank": (TensorProto.INT32, ["R", 1]),

@@ -11,8 +11,11 @@ import onnxruntime as ort
 from device_agent.device_graph import SERVED, build_graph, dense_pays
 from device_agent.fusion import ItemVectors
 from device_agent.ranking import Mode
-from device_agent.serving import Pairs, RuntimeName, Served
+from device_agent.serving import Pairs, RuntimeName, Served, trends_added
 from streams.bundle import Bundle
+from streams.neighbours import NeighbourTable
+
+_Inputs = dict[str, npt.NDArray[np.generic]]
 
 BOUND_ROWS: Final = 8
 """Up to so many rows, inputs and outputs are bound once to arrays that stay: handing arrays over at each call costs a
@@ -35,6 +38,7 @@ class OnnxServing:
         list_length: int = 10,
         candidates: int = 100,
         item_vectors: ItemVectors = "float32",
+        trends_weight: float = 0.0,
     ) -> None:
         self.runtime: RuntimeName = "onnx"
         self.ranking: Mode = ranking
@@ -45,6 +49,7 @@ class OnnxServing:
             candidates=candidates,
             list_length=list_length,
             item_vectors=item_vectors,
+            trends=trends_weight > 0,
             outputs=SERVED,
         )
         # Folding constants would turn int8 tables into float32 ones when the graph is loaded.
@@ -54,23 +59,32 @@ class OnnxServing:
         manifest = bundle.manifest
         gathers = ranking == "candidates" and not dense_pays(manifest.n_items, candidates)
         row_bytes = 4 * (candidates * (manifest.d + manifest.srm_dim) if gathers else manifest.n_items)
+        self._trends_weight = np.float32(trends_weight)
+        if trends_weight:
+            row_bytes = 4 * manifest.n_items  # a table's sums are made for the whole catalogue
+        self._added_columns = candidates if ranking == "candidates" else manifest.n_items
         self._block = max(BOUND_ROWS, _BLOCK_BYTES // row_bytes)
 
-    def __call__(self, pairs: Pairs) -> Served:
+    def __call__(self, pairs: Pairs, table: NeighbourTable | None = None) -> Served:
         """See `device_agent.serving.Serving`."""
         rows = len(pairs.items)
         if rows <= BOUND_ROWS:
+            inputs = self._inputs(pairs, table)
             bound = self._bound.get(rows)
             if bound is None:
-                bound = self._bound[rows] = _Bound(self._session, pairs, self._choice, self.list_length)
-            return bound(pairs)
+                bound = self._bound[rows] = _Bound(self._session, inputs, self.list_length)
+            return bound(inputs)
         if rows <= self._block:
-            return self._run(pairs)
-        parts = [self._run(pairs.take(slice(at, at + self._block))) for at in range(0, rows, self._block)]
+            return self._run(pairs, table)
+        parts = [self._run(pairs.take(slice(at, at + self._block)), table) for at in range(0, rows, self._block)]
         return Served(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _run(self, pairs: Pairs) -> Served:
-        feed: dict[str, npt.NDArray[np.generic]] = {
+    def _run(self, pairs: Pairs, table: NeighbourTable | None) -> Served:
+        return Served(*self._session.run(SERVED, self._inputs(pairs, table)))
+
+    def _inputs(self, pairs: Pairs, table: NeighbourTable | None) -> _Inputs:
+        """What the graph is given, by name."""
+        inputs: _Inputs = {
             "items": pairs.items,
             "hidden": pairs.hidden,
             "embedding": pairs.embedding,
@@ -78,8 +92,13 @@ class OnnxServing:
             "gap": pairs.gap,
         }
         if self._choice:
-            feed[self._choice] = pairs.choice
-        return Served(*self._session.run(SERVED, feed))
+            inputs[self._choice] = pairs.choice
+        if self._trends_weight:
+            if table is None:
+                inputs["added"] = np.zeros((len(pairs.items), self._added_columns), np.float32)
+            else:
+                inputs["added"] = trends_added(pairs, table, self._trends_weight, self.ranking)
+        return inputs
 
 
 _CHOICES: Final = ("candidates", "seen")
@@ -88,10 +107,10 @@ _CHOICES: Final = ("candidates", "seen")
 class _Bound:
     """The graph for a fixed number of rows, with arrays that ONNX Runtime reads and writes in place."""
 
-    def __init__(self, session: ort.InferenceSession, like: Pairs, choice: str | None, list_length: int) -> None:
-        rows = len(like.items)
+    def __init__(self, session: ort.InferenceSession, like: _Inputs, list_length: int) -> None:
+        rows = len(like["items"])
         self._session = session
-        self._inputs = [np.empty(each.shape, each.dtype) for each in like]
+        self._inputs = [np.empty(each.shape, each.dtype) for each in like.values()]
         self._outputs = Served(
             np.empty((rows, 1), np.float32),
             np.empty((rows, 1), np.int32),
@@ -99,17 +118,15 @@ class _Bound:
             np.empty((rows, list_length), np.int32),
         )
         self._binding = session.io_binding()
-        names = ("items", "hidden", "embedding", "recent", "gap", choice)
         # The values keep no reference to the arrays, nor the binding to the values.
         self._values = [ort.OrtValue.ortvalue_from_numpy(each) for each in (*self._inputs, *self._outputs)]
-        for name, value in zip(names, self._values[: len(names)], strict=True):
-            if name is not None:
-                self._binding.bind_ortvalue_input(name, value)
-        for name, value in zip(SERVED, self._values[len(names) :], strict=True):
+        for name, value in zip(like, self._values[: len(like)], strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in zip(SERVED, self._values[len(like) :], strict=True):
             self._binding.bind_ortvalue_output(name, value)
 
-    def __call__(self, pairs: Pairs) -> Served:
-        for mine, given in zip(self._inputs, pairs, strict=True):
+    def __call__(self, inputs: _Inputs) -> Served:
+        for mine, given in zip(self._inputs, inputs.values(), strict=True):
             mine[...] = given
         self._session.run_with_iobinding(self._binding)
         staleness, rank, ranked, top = self._outputs

@@ -220,6 +220,7 @@ class PartitionProcessor:
                 result.freshness_ms[:, arm].tolist(),
                 result.request[:, arm].tolist(),
                 result.reason[:, arm].tolist(),
+                result.trends_as_of_ms.tolist(),
                 strict=True,
             )
             rows = list(columns)
@@ -227,7 +228,7 @@ class PartitionProcessor:
                 if wave.arms_active is not None and not wave.arms_active[row, arm]:
                     continue
                 each = events[row]
-                items, rank, ranked, stale, reliable, gap, age, as_of, freshness, asked, reason = rows[row]
+                items, rank, ranked, stale, reliable, gap, age, as_of, freshness, asked, reason, trends = rows[row]
                 request_id = f"{partition}-{each.offset}-{spec.name}"
                 value = encode(
                     Recommendation(
@@ -251,6 +252,7 @@ class PartitionProcessor:
                         each.event.event_time_ms,
                         now_ms,
                         step_s,
+                        trends,
                     )
                 )
                 headers = _headers(request_id, b"driftline.recommendation", source, stamp, each.traceparent)

@@ -66,6 +66,7 @@ class Ranker:
         self._parts = np.array([0, split])
         self._part_of_column = np.repeat([0, 1], [split, columns - split])
         self._ones = np.ones((_OFTEN, 1), np.float32)
+        self._whole_covariance = tables.covariance.astype(np.float32)
         self._covariance = np.zeros((columns, columns), np.float32)
         self._covariance[:split, :split] = tables.cloud_covariance
         self._covariance[split:, split:] = tables.srm_covariance
@@ -117,7 +118,12 @@ class Ranker:
         variances: Floats = np.add.reduceat(terms, self._parts, axis=1)
         return variances
 
-    def catalogue(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
+    def spread(self, queries: Floats) -> Floats:
+        """(R, 1) standard deviation of the fused scores over the catalogue."""
+        variance = np.einsum("rd,rd->r", queries @ self._whole_covariance, queries)
+        return np.asarray(np.sqrt(np.maximum(variance, 0)), np.float32)[:, None]
+
+    def catalogue(self, queries: Floats, targets: Items, seen: Bytes, added: Floats | None = None) -> Ranked:
         """Rank the whole catalogue.
 
         Parameters
@@ -128,15 +134,18 @@ class Ranker:
             (R,) item to find the rank of; -1: none.
         seen
             (R, ⌈N/8⌉) bitmaps of what is not to be ranked; not looked at unless the bundle excludes seen items.
+        added
+            (R, N) what is added to the scores.
         """
         block = max(1, _CATALOGUE_BLOCK // (4 * self.n_items))
-        parts = [
-            self._catalogue_block(queries[at : at + block], targets[at : at + block], seen[at : at + block])
-            for at in range(0, len(queries), block)
-        ]
+        parts = []
+        for start in range(0, len(queries), block):
+            at = slice(start, start + block)
+            more = None if added is None else added[at]
+            parts.append(self._catalogue_block(queries[at], targets[at], seen[at], more))
         return _joined(parts, self.list_length)
 
-    def candidates(self, queries: Floats, candidates: Items, targets: Items) -> Ranked:
+    def candidates(self, queries: Floats, candidates: Items, targets: Items, added: Floats | None = None) -> Ranked:
         """Rank candidate lists.
 
         Parameters
@@ -145,6 +154,8 @@ class Ranker:
             (R, C) item indexes, each once, and -1 for no candidate; `without_seen` takes out what was seen.
         queries, targets
             As in `catalogue`.
+        added
+            (R, C) what is added to the scores.
         """
         n, length = candidates.shape
         # The whole catalogue is one matrix product: for many lists of a small catalogue it costs less than to gather.
@@ -152,22 +163,26 @@ class Ranker:
         row_bytes = 4 * (self.n_items if dense else length * self._rows.shape[1])
         block = max(1, (_CATALOGUE_BLOCK if dense else _CANDIDATE_BLOCK) // row_bytes)
         if n <= block:
-            return self._candidates_block(queries, candidates, targets, dense)
-        parts = [
-            self._candidates_block(
-                queries[at : at + block], candidates[at : at + block], targets[at : at + block], dense
-            )
-            for at in range(0, n, block)
-        ]
+            return self._candidates_block(queries, candidates, targets, dense, added)
+        parts = []
+        for start in range(0, n, block):
+            at = slice(start, start + block)
+            more = None if added is None else added[at]
+            parts.append(self._candidates_block(queries[at], candidates[at], targets[at], dense, more))
         return _joined(parts, self.list_length)
 
-    def catalogue_scores(self, queries: Floats, seen: Bytes) -> Floats:
-        """(R, N) fused scores, -inf for what is not to be ranked."""
-        return self._hide(queries @ self._columns, seen)[0]
+    def catalogue_scores(self, queries: Floats, seen: Bytes, added: Floats | None = None) -> Floats:
+        """(R, N) fused scores with what is added, -inf for what is not to be ranked."""
+        scores = queries @ self._columns
+        if added is not None:
+            scores += added
+        return self._hide(scores, seen)[0]
 
-    def candidate_scores(self, queries: Floats, candidates: Items) -> Floats:
-        """(R, C) fused scores, -inf where there is no candidate."""
+    def candidate_scores(self, queries: Floats, candidates: Items, added: Floats | None = None) -> Floats:
+        """(R, C) fused scores with what is added, -inf where there is no candidate."""
         scores: Floats = np.matmul(self._rows.take(candidates, axis=0), queries[:, :, None])[..., 0]
+        if added is not None:
+            scores += added
         scores[candidates < 0] = _NEVER
         return scores
 
@@ -180,8 +195,11 @@ class Ranker:
             n -= np.add.reduce(hidden, axis=1, dtype=np.int32)
         return scores, n
 
-    def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes) -> Ranked:
-        scores, n = self._hide(queries @ self._columns, seen)
+    def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes, added: Floats | None) -> Ranked:
+        scores = queries @ self._columns
+        if added is not None:
+            scores += added
+        scores, n = self._hide(scores, seen)
         at = np.arange(len(scores))
         target_score = scores[at, targets]
         rankable = (targets >= 0) & (target_score > _NEVER)
@@ -189,13 +207,17 @@ class Ranker:
         rank *= rankable
         return Ranked(rank, n, self._best(scores, None))
 
-    def _candidates_block(self, queries: Floats, candidates: Items, targets: Items, dense: bool) -> Ranked:
+    def _candidates_block(
+        self, queries: Floats, candidates: Items, targets: Items, dense: bool, added: Floats | None
+    ) -> Ranked:
         # An index of -1 takes some score or other; it is masked below.
         if dense:
             scores = queries @ self._columns
             scores = scores.reshape(-1).take(candidates + (np.arange(len(scores)) * self.n_items)[:, None])
         else:
             scores = np.matmul(self._rows.take(candidates, axis=0), queries[:, :, None])[..., 0]
+        if added is not None:
+            scores += added
         out = candidates < _ZERO
         np.putmask(scores, out, _NEVER)
         n = np.array(candidates.shape[1], np.int32) - np.add.reduce(out, axis=1, dtype=np.int32)

@@ -8,7 +8,7 @@ here but in `device_agent.learning`, in numpy whatever serves: see `device_agent
 from __future__ import annotations
 
 import importlib
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,16 @@ from device_agent.ranking import Mode, Ranker
 from device_agent.staleness import StalenessModel
 from streams.bundle import PHI, Bundle
 from streams.errors import SettingsError
+from streams.neighbours import NeighbourTable
 
 Floats = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 Runtime = Literal["auto", "onnx", "numpy"]
 RuntimeName = Literal["onnx", "numpy"]
 """What really serves: it stands in a worker's status file."""
+
+TRENDS_BLOCK: Final = 512 << 10
+"""Cells of what a table adds, made at a time: so that they stay in the processor's caches."""
 
 
 class Pairs(NamedTuple):
@@ -43,8 +47,10 @@ class Pairs(NamedTuple):
     """(R, 1) interactions since as_of; -1: no embedding."""
     choice: Int32s | npt.NDArray[np.uint8]
     """What to rank: (R, C) candidates, or (R, ⌈N/8⌉) bitmaps of what is not to be ranked, as the ranking wants."""
+    last: Int32s
+    """(R, L) last items, newest first, -1 for none: what a neighbour table is asked with; L may be 0 without one."""
 
-    def take(self, rows: slice) -> Pairs:
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> Pairs:
         """The pairs at `rows`."""
         return Pairs(
             self.items[rows],
@@ -53,6 +59,7 @@ class Pairs(NamedTuple):
             self.recent[rows],
             self.gap[rows],
             self.choice[rows],
+            self.last[rows],
         )
 
 
@@ -76,8 +83,8 @@ class Serving(Protocol):
     ranking: Mode
     list_length: int
 
-    def __call__(self, pairs: Pairs) -> Served:
-        """Serve R pairs."""
+    def __call__(self, pairs: Pairs, table: NeighbourTable | None = None) -> Served:
+        """Serve R pairs, with the table of what people take near what if there is one."""
         ...
 
 
@@ -88,6 +95,8 @@ class NumpyServing:
     ----------
     item_vectors
         ``"int8"`` ranks with the rounded tables of the int8 graph; it saves no memory here.
+    trends_weight
+        β: what a neighbour table says counts so much beside the scores.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class NumpyServing:
         ranking: Mode = "catalogue",
         list_length: int = 10,
         item_vectors: ItemVectors = "float32",
+        trends_weight: float = 0.0,
     ) -> None:
         tables = FusionTables.of(bundle)
         self.runtime: RuntimeName = "numpy"
@@ -104,6 +114,8 @@ class NumpyServing:
         self.list_length = list_length
         self._phi = slice(-len(PHI), None)
         self._d = bundle.manifest.d
+        self._trends_weight = np.float32(trends_weight)
+        self._block = max(1, TRENDS_BLOCK // bundle.manifest.n_items)
         self._calibrate = Calibrator(bundle.device)
         self._staleness = StalenessModel(bundle.device)
         self._ranker = Ranker(
@@ -112,8 +124,15 @@ class NumpyServing:
             exclude_seen=bundle.manifest.exclude_seen,
         )
 
-    def __call__(self, pairs: Pairs) -> Served:
+    def __call__(self, pairs: Pairs, table: NeighbourTable | None = None) -> Served:
         """See `Serving`."""
+        if table is None or not self._trends_weight:
+            return self._serve(pairs, None)
+        blocks = [slice(at, at + self._block) for at in range(0, len(pairs.items), self._block)]
+        parts = [self._serve(part, table) for part in map(pairs.take, blocks)]
+        return Served(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _serve(self, pairs: Pairs, table: NeighbourTable | None) -> Served:
         has = pairs.gap[:, 0] >= 0
         lacking = None if np.count_nonzero(has) == len(has) else ~has
         phi = pairs.recent[:, self._phi]
@@ -122,10 +141,11 @@ class NumpyServing:
             staleness[lacking] = 1
         known = None if lacking is None else has
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, known, staleness)
+        added = self._added(queries, pairs, table)
         if self.ranking == "catalogue":
-            found = self._ranker.catalogue(queries, pairs.items[:, 0], pairs.choice.view(np.uint8))
+            found = self._ranker.catalogue(queries, pairs.items[:, 0], pairs.choice.view(np.uint8), added)
         else:
-            found = self._ranker.candidates(queries, pairs.choice.view(np.int32), pairs.items[:, 0])
+            found = self._ranker.candidates(queries, pairs.choice.view(np.int32), pairs.items[:, 0], added)
         return Served(staleness[:, None], found.rank[:, None], found.ranked[:, None], found.top)
 
     def calibrated(self, pairs: Pairs) -> Floats:
@@ -133,14 +153,30 @@ class NumpyServing:
         phi, mean = pairs.recent[:, self._phi], pairs.recent[:, : self._d]
         return self._calibrate(pairs.embedding.astype(np.float32), mean, pairs.hidden, phi, pairs.gap[:, 0])
 
-    def scores(self, pairs: Pairs) -> Floats:
-        """(R, C or N) fused scores, -inf where an item is not to be ranked."""
+    def scores(self, pairs: Pairs, table: NeighbourTable | None = None) -> Floats:
+        """(R, C or N) fused scores with what the table adds, -inf where an item is not to be ranked."""
         has = pairs.gap[:, 0] >= 0
         staleness = self._staleness(pairs.recent[:, self._phi], has)
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, has, staleness)
+        added = self._added(queries, pairs, table)
         if self.ranking == "catalogue":
-            return self._ranker.catalogue_scores(queries, pairs.choice.view(np.uint8))
-        return self._ranker.candidate_scores(queries, pairs.choice.view(np.int32))
+            return self._ranker.catalogue_scores(queries, pairs.choice.view(np.uint8), added)
+        return self._ranker.candidate_scores(queries, pairs.choice.view(np.int32), added)
+
+    def _added(self, queries: Floats, pairs: Pairs, table: NeighbourTable | None) -> Floats | None:
+        if table is None:
+            return None
+        return trends_added(pairs, table, self._trends_weight, self.ranking) * self._ranker.spread(queries)
+
+
+def trends_added(pairs: Pairs, table: NeighbourTable, weight: np.float32, ranking: Mode) -> Floats:
+    """(R, C or N) β z(τ), see `streams.neighbours`; 0 for what is no candidate."""
+    added = table.standardised(pairs.last)
+    added *= weight
+    if ranking == "catalogue":
+        return added
+    candidates = pairs.choice.view(np.int32)
+    return np.where(candidates >= 0, np.take_along_axis(added, candidates, axis=1), np.float32(0))
 
 
 def make_serving(
@@ -151,6 +187,7 @@ def make_serving(
     list_length: int = 10,
     candidates: int = 100,
     item_vectors: ItemVectors = "float32",
+    trends_weight: float = 0.0,
 ) -> Serving:
     """What the setting `device.runtime` names.
 
@@ -160,6 +197,8 @@ def make_serving(
         ``"auto"``: ONNX Runtime where it can be imported, otherwise numpy and a line in the log.
     candidates
         C, length of the candidate lists.
+    trends_weight
+        β: what a neighbour table says counts so much beside the scores; with 0 tables are not looked at.
 
     Raises
     ------
@@ -178,7 +217,14 @@ def make_serving(
             structlog.get_logger("device").info("no ONNX Runtime: the models run in numpy", missing=exc.name)
         else:
             serving: Serving = module.OnnxServing(
-                bundle, ranking=ranking, list_length=list_length, candidates=candidates, item_vectors=item_vectors
+                bundle,
+                ranking=ranking,
+                list_length=list_length,
+                candidates=candidates,
+                item_vectors=item_vectors,
+                trends_weight=trends_weight,
             )
             return serving
-    return NumpyServing(bundle, ranking=ranking, list_length=list_length, item_vectors=item_vectors)
+    return NumpyServing(
+        bundle, ranking=ranking, list_length=list_length, item_vectors=item_vectors, trends_weight=trends_weight
+    )

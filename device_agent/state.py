@@ -198,6 +198,12 @@ class StateLayout:
         shape = (len(records), self.n_arms, self._recent_width)
         return np.ndarray(shape, np.float32, records, self._recent_at, (records.itemsize, self._arm_size, 4))
 
+    def last_items(self, records: Records, most: int) -> npt.NDArray[np.int32]:
+        """(n, most) item indexes of the last interactions, newest first; -1 where there were fewer."""
+        place = records["history_len"][:, None] - np.arange(1, most + 1)
+        items = np.take_along_axis(records["history_items"], place % self.window, axis=1)
+        return np.where((place >= 0) & (place >= records["history_len"][:, None] - self.window), items, np.int32(-1))
+
     def pack(self, record: Any) -> bytes:
         """One record (a row of an array of records) as bytes."""
         return bytes(record.tobytes())

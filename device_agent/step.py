@@ -77,6 +77,8 @@ class StepResult(NamedTuple):
     """(B, A) event time since then, at least 0 (-1, as without one)."""
     as_of: Int64s
     """(B, A) its as_of (-1, as without one)."""
+    trends_as_of_ms: Int64s
+    """(B,) as_of of the neighbour table that was served with (-1, as without one)."""
     freshness_ms: Int64s
     """(B, A) wall time from its request to its use (-1, as without one)."""
     request: Bools
@@ -109,6 +111,7 @@ def nothing_happened(records: Records, already: Bools, duplicate: Bools, arms: i
         gap=np.full(shape, -1, np.int64),
         age_ms=np.full(shape, -1, np.int64),
         as_of=np.full(shape, -1, np.int64),
+        trends_as_of_ms=np.full(len(records), -1, np.int64),
         freshness_ms=np.full(shape, -1, np.int64),
         request=np.zeros(shape, np.bool_),
         reason=np.zeros(shape, np.uint8),

@@ -23,6 +23,8 @@ from device_agent.kafka_log import KafkaLog
 from device_agent.lmdb_store import LmdbStore
 from device_agent.processor import PartitionProcessor, ProcessorOptions
 from device_agent.serving import make_serving
+from device_agent.trends import TrendsBoard
+from device_agent.trends_reader import TrendsReader
 from streams.boot import boot_id
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
@@ -88,13 +90,16 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         list_length=settings.device.list_length,
         candidates=settings.cloud.candidates,
         item_vectors=settings.device.item_vectors,
+        trends_weight=settings.device.trends_weight,
     )
+    board = TrendsBoard() if settings.device.trends_weight else None
     core = DeviceCore(
         bundle,
         options.experiment.arms,
         serving=serving,
         deadline_ms=settings.cloud.deadline_ms,
         candidates=settings.cloud.candidates,
+        trends=board,
     )
     wait_for_broker(settings.kafka, BROKER_WAIT_S)
     ensure_topics(settings.kafka, topics.specs())
@@ -161,6 +166,7 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         runtime=serving.runtime,
         arms=[arm.flag() for arm in options.experiment.arms],
     )
+    trends = None if board is None else TrendsReader(settings.kafka, topics, bundle, board, metrics)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -170,6 +176,8 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
+    if trends is not None:
+        trends.start()
     try:
         await app.start()
         while not stop.is_set() and app.crash_reason is None:
@@ -187,6 +195,8 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
             await asyncio.wait_for(app.stop(), STOP_S)
             stopped = True
         health.stop()
+        if trends is not None:
+            trends.stop()
         if not stopped:
             log.warning("Faust did not stop in time: leaving without it", after_s=STOP_S)
             os._exit(EXIT_RESTART if app.crash_reason is not None else 0)

@@ -65,6 +65,7 @@ class Recorded:
             self.layout.recent(self.records)[:, 0],
             self.gap[:, None],
             np.ascontiguousarray(arm["candidates"][:, 0] if ranking == "candidates" else self.records["seen"]),
+            self.layout.last_items(self.records, 0),
         )
 
     def graph_inputs(self, ranking: Mode) -> dict[str, npt.NDArray[np.generic]]:

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agent.learning import Learning
-from device_agent.serving import NumpyServing, Pairs, make_serving
+from device_agent.serving import NumpyServing, Pairs, make_serving, trends_added
 from device_agent.signals import SignalWriter, write_age
 from device_agent.state import StateLayout
 from device_agent.step import Wave
 from streams.bundle import PHI, SRM_TENSORS
 from streams.errors import BundleError, SettingsError
+from streams.neighbours import NEAR, NeighbourTable
 from tests.device_agent.core_helpers import small_bundle
 
 onnx = pytest.importorskip("onnx")
@@ -27,6 +28,7 @@ from device_agent.onnx_serving import open_session  # noqa: E402
 
 N, D, H, C, K = 40, 16, 8, 12, 5
 TOLERANCE = 1e-4
+BETA = 0.7
 RANKINGS = ("candidates", "catalogue")
 
 
@@ -43,7 +45,7 @@ def strong_bundle(exclude_seen, candidates_are_few=False, srm="gru4rec"):
 @cache
 def numpy_serving(exclude_seen, ranking, item_vectors, few, srm="gru4rec"):
     bundle = strong_bundle(exclude_seen, few, srm)
-    return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors)
+    return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors, trends_weight=BETA)
 
 
 @cache
@@ -55,13 +57,19 @@ def onnx_serving(exclude_seen, ranking, item_vectors, few):
         list_length=K,
         candidates=C,
         item_vectors=item_vectors,
+        trends_weight=BETA,
     )
 
 
 @cache
-def whole_graph(exclude_seen, ranking, item_vectors, few, srm="gru4rec"):
+def whole_graph(exclude_seen, ranking, item_vectors, few, srm="gru4rec", trends=False):
     model = build_graph(
-        strong_bundle(exclude_seen, few, srm), ranking=ranking, candidates=C, list_length=K, item_vectors=item_vectors
+        strong_bundle(exclude_seen, few, srm),
+        ranking=ranking,
+        candidates=C,
+        list_length=K,
+        item_vectors=item_vectors,
+        trends=trends,
     )
     onnx.checker.check_model(model, full_check=True)
     return open_session(model.SerializeToString(), fold=item_vectors != "int8")
@@ -118,11 +126,19 @@ class Devices:
             self.layout.recent(self.records).reshape(self.gap.size, -1),
             self.gap.reshape(-1, 1),
             arm["candidates"].reshape(-1, C) if ranking == "candidates" else self.repeated(self.records["seen"]),
+            self.repeated(self.layout.last_items(self.records, NEAR)),
         )
 
     def repeated(self, of_devices):
         """(R, ...) a device's own fields, for each of its arms."""
         return np.repeat(of_devices, self.arms, axis=0)
+
+    def table(self):
+        """Of random neighbours; N is none."""
+        n, rng = self.bundle.manifest.n_items, np.random.default_rng(len(self.records))
+        items = np.stack([rng.choice(n + 1, 6, replace=False) for _ in range(n)]).astype(np.int32)
+        weights = np.where(items < n, rng.uniform(0, 1, items.shape), 0)
+        return NeighbourTable(0, items, weights.astype(np.float16))
 
     def feed(self, session, ranking):
         pairs = self.pairs(ranking)
@@ -133,6 +149,7 @@ class Devices:
             "count": self.repeated(self.records["count"][:, None]),
             "history": self.repeated(self.records["history_items"]),
             "history_len": self.repeated(self.records["history_len"][:, None]),
+            "added": trends_added(pairs, self.table(), np.float32(BETA), ranking),
         }
         return {each.name: every[each.name] for each in session.get_inputs()}
 
@@ -226,6 +243,21 @@ def test_both_runtimes_serve_the_same(rows, seed, ranking, exclude_seen, few, sh
     assert [(each.shape, each.dtype) for each in got] == [(each.shape, each.dtype) for each in want]
     assert np.abs(got.staleness - want.staleness).max() < TOLERANCE
     assert_same_lists(pairs, theirs.scores(pairs), got, want, TOLERANCE)
+
+
+@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("item_vectors", ["float32", "int8"])
+@waves
+def test_a_neighbour_table_is_added_alike(item_vectors, rows, seed, ranking, exclude_seen, few, shares, arms):
+    devices = Devices(strong_bundle(exclude_seen, few), rows, seed, *shares, arms)
+    pairs, table = devices.pairs(ranking), devices.table()
+    ours, theirs = (make(exclude_seen, ranking, item_vectors, few) for make in (onnx_serving, numpy_serving))
+    scores = theirs.scores(pairs, table)
+    assert_same_lists(pairs, scores, ours(pairs, table), theirs(pairs, table), TOLERANCE)
+    session = whole_graph(exclude_seen, ranking, item_vectors, few, trends=True)
+    got = session.run(["scores"], devices.feed(session, ranking))[0]
+    assert np.array_equal(np.isinf(got), np.isinf(scores))
+    assert distance(got, scores) < TOLERANCE
 
 
 INT8_ERROR = 0.05

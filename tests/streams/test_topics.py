@@ -56,6 +56,7 @@ def test_everything_keyed_by_device_has_the_same_partition_count(prefix, partiti
     specs = {spec.name: spec for spec in topics.specs()}
     assert len(specs) == len(topics.specs())
     assert all(name.startswith(prefix) for name in specs)
+    assert specs.pop(topics.trends).partitions == 1, "a broadcast"
     assert {spec.partitions for spec in specs.values()} == {partitions}
     for readable in (topics.interactions, topics.refresh_requests, topics.embeddings):
         assert Topics.dead_letters(readable) in specs
@@ -64,4 +65,8 @@ def test_everything_keyed_by_device_has_the_same_partition_count(prefix, partiti
 def test_what_is_state_is_compacted_and_what_is_a_stream_is_kept_by_time():
     topics = Topics()
     policy = {spec.name: spec.config["cleanup.policy"] for spec in topics.specs()}
-    assert {name for name, each in policy.items() if each == "compact"} == {topics.embeddings, topics.device_state}
+    assert {name for name, each in policy.items() if each == "compact"} == {
+        topics.embeddings,
+        topics.device_state,
+        topics.trends,
+    }
