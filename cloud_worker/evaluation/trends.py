@@ -1,54 +1,40 @@
-"""What a broadcast to all devices would save: which items people took lately near which others, the same for everybody.
+"""What the broadcast `trends.v1` is worth: which items people took lately near which others, the same for everybody.
 
 A fresh embedding brings two things: what its user did, which the device knows itself, and what others did, which it
-does not. The second need not come user by user. Let C_ij count, over all users, how often items i and j were taken
-within `NEAR` interactions of each other, those further apart less, and n_i how often i was taken. A device adds to the
-scores that it serves by
-
-    τ(i) = Σ_k γ^k C[j_k, i] / sqrt(n_(j_k) n_i)        j_0, j_1, …: the user's last items, newest first
-    served(i) + β · z(τ)(i)
-
-where the scores served and τ are both standardised. The counts of the day when the test period begins can lie in the
-bundle; a record that all devices are sent every so often brings what came since that day: the heaviest pairs, and how
-often each item was taken. The formula is that of item-kNN (Sarwar et al. 2001) over neighbouring interactions instead
-of whole users; the broadcast is ours.
+does not. The second need not come user by user: every so many hours of event time the cloud sends all devices a table
+of each item's nearest others, and a device adds what it says of its user's last items to the scores that it serves by
+(`streams.neighbours` has the formula). Here the tables are made from the dataset, by the function that the cloud
+makes them with: of each user the last interactions that the live index would keep, and nothing of a table's own moment
+or later. The first one is as of the day when the test period begins, so a bundle could carry it; what later ones add to
+it is what others did since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from cloud_worker.evaluation.bootstrap import Interval, stacked
 from cloud_worker.evaluation.choosing import chosen
 from cloud_worker.evaluation.collaborative import RATIOS
-from cloud_worker.evaluation.neighbours import last_items
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, Column, repeated
 from cloud_worker.evaluation.test_period import TestPeriod
-from cloud_worker.training import calibrator
+from cloud_worker.live.neighbour_counts import neighbour_table
+from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.evaluate import Catalogue, Moments
-from cloud_worker.training.fusion import fused, standardised
-from cloud_worker.training.metrics import Ranks, ranks_of
+from cloud_worker.training.evaluate import Added, Catalogue, Moments
+from cloud_worker.training.metrics import Ranks
 from streams.experiment.ranking_metrics import ndcg_at
+from streams.neighbours import NEAR, Int32s, NeighbourTable
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 OnDone = Callable[[int, int], None]
 
-NEAR: Final = 10
-"""Interactions of a user that count as neighbours."""
-DECAY: Final = 0.8
-"""γ, and of a pair's weight from one place further apart to the next."""
 HOUR_MS: Final = 3_600_000
-PAIR_BYTES: Final = 10
-"""Two indexes of 4 bytes and a half-precision count."""
-ITEM_BYTES: Final = 2
-"""How often an item was taken."""
 
 STATIC, TRENDS = "neighbours of the bundle's day", "trends"
 ADDED: Final = ("", f" + {STATIC}", f" + {TRENDS}")
@@ -68,116 +54,116 @@ COMPARED: Final = (
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """C (N, N), symmetric, and n (N,), as of one moment."""
-
-    pairs: Any
-    taken: Floats
-
-    def scores(self, histories: Histories, users: Ints, positions: Ints) -> Any:
-        """(Q, N) τ of users who have made their first positions (Q,) interactions; sparse."""
-        scale = sparse.diags(np.where(self.taken > 0, 1.0 / np.sqrt(np.maximum(self.taken, 1.0)), 0.0))
-        asked = last_items(histories, users, positions, NEAR, DECAY)
-        return sparse.csr_matrix(asked @ scale @ self.pairs @ scale)
-
-
-class NeighbourCounts:
-    """Every two neighbouring interactions of everybody, and when the later of them was made."""
-
-    def __init__(self, histories: Histories) -> None:
-        self._histories = histories
-        later = [np.flatnonzero(histories.places >= apart) for apart in range(1, NEAR + 1)]
-        self._second = np.concatenate(later)
-        self._first = np.concatenate([rows - apart for apart, rows in enumerate(later, start=1)])
-        self._weight = np.repeat(DECAY ** np.arange(NEAR), [len(rows) for rows in later])
-        self._times = histories.times_ms[self._second]
-
-    def between(self, begin_ms: int, end_ms: int) -> Any:
-        """(N, N) what event times [begin, end) added to C; upper triangle, sparse."""
-        at = np.flatnonzero((self._times >= begin_ms) & (self._times < end_ms))
-        one, other = (self._histories.items[each[at]] for each in (self._first, self._second))
-        n = self._histories.n_items
-        counts = sparse.csr_matrix((self._weight[at], (np.minimum(one, other), np.maximum(one, other))), (n, n))
-        counts.sum_duplicates()
-        counts.setdiag(0)
-        counts.eliminate_zeros()
-        return counts
-
-    def taken(self, end_ms: int) -> Floats:
-        """(N,) n as of an event time."""
-        known = self._histories.items[self._histories.times_ms < end_ms]
-        return np.bincount(known, minlength=self._histories.n_items).astype(np.float64)
-
-
-def heaviest(counts: Any, most: int) -> Any:
-    """Of sparse counts the `most` largest: what a record of bounded size can carry."""
-    if counts.nnz <= most:
-        return counts
-    found = counts.tocoo()
-    kept = np.argsort(-found.data, kind="stable")[:most]
-    return sparse.csr_matrix((found.data[kept], (found.row[kept], found.col[kept])), counts.shape)
-
-
-@dataclass(frozen=True)
 class Broadcast:
-    """τ at Q moments, sparse (Q, N): of the bundle's day, and with the last record before each moment.
+    """What devices were sent by Q moments.
 
     Attributes
     ----------
-    base
-        Pairs that the bundle would carry.
-    records
-        Pairs in each record that was needed. Each holds all that came since the bundle's day, not only since the
-        record before it: a device needs the last one alone.
+    begin_ms
+        The bundle's day.
+    tables
+        By ``as_of_ms``: that of the bundle's day, and those below.
+    as_of_ms
+        (Q,) of the newest table at each moment.
     """
 
-    static: Any
-    trends: Any
-    base: int
-    records: Sequence[int]
+    begin_ms: int
+    tables: Mapping[int, NeighbourTable]
+    as_of_ms: Ints
 
-    def bytes_of(self, pairs: int) -> int:
-        """Of so many pairs, with the counts of all N items."""
-        return PAIR_BYTES * pairs + ITEM_BYTES * int(self.static.shape[1])
+    @property
+    def table_bytes(self) -> int:
+        """Of one table: all have one size."""
+        table = self.tables[self.begin_ms]
+        return table.items.nbytes + table.weights.nbytes
 
 
 def broadcast(
-    histories: Histories,
-    users: Ints,
-    positions: Ints,
+    moments: Moments,
     *,
     begin_ms: int,
-    every_hours: int,
-    most: int,
+    every_hours: float,
+    ring: int,
+    kept: int,
     on_done: OnDone = lambda _done, _total: None,
 ) -> Broadcast:
-    """Make the records that devices would have had at moments.
+    """Make the tables that devices would have had at moments.
 
     Parameters
     ----------
     begin_ms
-        The bundle's day: until then the counts lie in the bundle; records are made every so many hours after it.
-    most
-        Pairs in a record.
+        The bundle's day, the first table's ``as_of_ms``; the others follow every so many hours. No moment lies before.
+    ring, kept
+        See `tables_at`.
     """
-    counts = NeighbourCounts(histories)
-    base = counts.between(np.iinfo(np.int64).min, begin_ms)
-    static = Neighbours(base + base.T, counts.taken(begin_ms)).scores(histories, users, positions)
-    times = histories.times_ms[histories.starts[users] + positions]
-    made = begin_ms + (times - begin_ms) // (every_hours * HOUR_MS) * (every_hours * HOUR_MS)
-    parts, order, sizes = [], [], []
-    every = np.unique(made)
-    for nth, as_of_ms in enumerate(every.tolist()):
+    histories, every_ms = moments.histories, round(every_hours * HOUR_MS)
+    times = histories.times_ms[histories.starts[moments.users] + moments.positions]
+    as_of_ms = begin_ms + (times - begin_ms) // every_ms * every_ms
+    tables = tables_at(histories, np.append(as_of_ms, begin_ms), ring=ring, kept=kept, on_done=on_done)
+    return Broadcast(begin_ms, tables, as_of_ms)
+
+
+def tables_at(
+    histories: Histories,
+    as_of_ms: Ints,
+    *,
+    ring: int,
+    kept: int,
+    on_done: OnDone = lambda _done, _total: None,
+) -> dict[int, NeighbourTable]:
+    """Make the tables as of event times, each once.
+
+    Parameters
+    ----------
+    histories
+        Everybody's; what happened at a table's moment or later is not looked at for it.
+    ring
+        L, interactions of a user that the live index keeps: of each the last ones count. How many users it keeps is
+        not looked at.
+    kept
+        K, neighbours of an item.
+    """
+    owners, places = histories.owners, histories.places
+    every, found = np.unique(as_of_ms).tolist(), {}
+    for nth, each in enumerate(every):
         on_done(nth, len(every))
-        at = np.flatnonzero(made == as_of_ms)
-        new = heaviest(counts.between(begin_ms, as_of_ms), most)
-        sizes.append(int(new.nnz))
-        whole = base + new
-        parts.append(Neighbours(whole + whole.T, counts.taken(as_of_ms)).scores(histories, users[at], positions[at]))
-        order.append(at)
+        before = histories.times_ms < each
+        known = np.bincount(owners[before], minlength=histories.n_users)
+        rows = before & (places >= known[owners] - ring)
+        lengths = np.minimum(known, ring)
+        found[each] = neighbour_table(lengths, histories.items[rows], histories.n_items, as_of_ms=each, kept=kept)
     on_done(len(every), len(every))
-    trends = sparse.csr_matrix(sparse.vstack(parts))[np.argsort(np.concatenate(order))]
-    return Broadcast(static, trends, int(base.nnz), sizes)
+    return found
+
+
+def added_by(tables: Mapping[int, NeighbourTable], moments: Moments, as_of_ms: Ints, weight: float) -> Added:
+    """β z(τ) at moments.
+
+    Parameters
+    ----------
+    as_of_ms
+        (Q,) which of the tables each moment has; -1: none, and nothing is added.
+    weight
+        β.
+    """
+    last = _last_items(moments)
+
+    def added(rows: slice) -> Floats:
+        had, asked = as_of_ms[rows], last[rows]
+        found = np.zeros((len(asked), moments.histories.n_items), np.float32)
+        for each in np.unique(had[had >= 0]).tolist():
+            at = had == each
+            found[at] = np.float32(weight) * tables[each].standardised(asked[at])
+        return found
+
+    return added
+
+
+def _last_items(moments: Moments) -> Int32s:
+    """(Q, NEAR) what users took last, newest first; -1 behind."""
+    back = moments.positions[:, None] - 1 - np.arange(NEAR)
+    places = np.maximum(moments.histories.starts[moments.users][:, None] + back, 0)
+    return np.where(back >= 0, moments.histories.items[places], -1).astype(np.int32)
 
 
 def columns(
@@ -237,23 +223,15 @@ def _by_addition(
     served: str,
     catalogue: Catalogue,
     moments: Moments,
-    embeddings: npt.NDArray[np.float32] | None,
+    embeddings: Floats | None,
     alpha: npt.NDArray[np.floating],
     sent: Broadcast,
     weight: float,
 ) -> dict[str, Ranks]:
     """Ranks of what is served, alone and with either addition."""
-    additions: Mapping[str, Any] = dict(zip(ADDED, (None, sent.static, sent.trends), strict=True))
-    found = {f"{served}{name}": np.zeros(len(moments), np.int64) for name in additions}
-    for rows, part in moments.blocks():
-        scores = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
-        if embeddings is not None:
-            cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
-            scores = standardised(fused(cloud, scores, alpha[rows].astype(np.float32)))
-        seen, targets = part.seen(), part.targets
-        for name, tau in additions.items():
-            whole = scores
-            if tau is not None:
-                whole = scores + np.float32(weight) * standardised(tau[rows].toarray().astype(np.float32))
-            found[f"{served}{name}"][rows] = ranks_of(whole, targets, seen)
-    return found
+    of_the_day = np.full_like(sent.as_of_ms, sent.begin_ms)
+    additions = (None, *(added_by(sent.tables, moments, each, weight) for each in (of_the_day, sent.as_of_ms)))
+    return {
+        f"{served}{name}": evaluate.ranks(catalogue, moments, embeddings, alpha, added)
+        for name, added in zip(ADDED, additions, strict=True)
+    }

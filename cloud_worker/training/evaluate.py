@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +14,8 @@ from cloud_worker.training.fusion import fused, standardised
 from cloud_worker.training.metrics import Ranks, ranks_of
 
 Floats = npt.NDArray[np.float32]
+Added = Callable[[slice], Floats]
+"""What is added to the standardised scores of a slice of the moments: (rows, N)."""
 _BLOCK = 1 << 22
 """Scores at a time."""
 
@@ -90,7 +92,11 @@ def constant_ranks(scores: Floats, moments: Moments) -> Ranks:
 
 
 def ranks(
-    catalogue: Catalogue, moments: Moments, embeddings: Floats | None, alpha: float | npt.NDArray[np.floating]
+    catalogue: Catalogue,
+    moments: Moments,
+    embeddings: Floats | None,
+    alpha: float | npt.NDArray[np.floating],
+    added: Added | None = None,
 ) -> Ranks:
     """(Q,) ranks by the fused scores; without embeddings (Q, d) the SRM's alone, with α = 1 the cloud's alone.
 
@@ -98,8 +104,10 @@ def ranks(
     ----------
     alpha
         Of all moments, or (Q,) of each.
+    added
+        None: nothing is.
     """
-    return np.asarray(ranks_for_alphas(catalogue, moments, embeddings, (alpha,))[0])
+    return np.asarray(ranks_for_alphas(catalogue, moments, embeddings, (alpha,), added)[0])
 
 
 def ranks_for_alphas(
@@ -107,17 +115,21 @@ def ranks_for_alphas(
     moments: Moments,
     embeddings: Floats | None,
     alphas: Sequence[float | npt.NDArray[np.floating]],
+    added: Added | None = None,
 ) -> npt.NDArray[np.int64]:
-    """(len(alphas), Q) ranks for each α; the scores are computed once."""
+    """(len(alphas), Q) ranks for each α; the scores, and what is added to them, are computed once."""
     found = np.zeros((len(alphas), len(moments)), np.int64)
     for rows, part in moments.blocks():
         srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
         cloud = None
         if embeddings is not None:
             cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
+        more = None if added is None else added(rows)
         seen, targets = part.seen(), part.targets
         for index, alpha in enumerate(alphas):
             each = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))[rows]
             scores = srm if cloud is None else fused(cloud, srm, each)
+            if more is not None:
+                scores = standardised(scores) + more
             found[index, rows] = ranks_of(scores, targets, seen)
     return found

@@ -1,4 +1,4 @@
-"""``driftline evaluate trends``: what a broadcast to all devices would save in refreshes."""
+"""``driftline evaluate trends``: what the broadcast to all devices is worth, and saves in refreshes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from infra.cli._evaluate import (
     signed,
     with_half_width,
 )
+from streams.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,38 +40,51 @@ def trends(
     bundle: BundleOption = None,
     moments: MomentsOption = 1_200,
     gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
-    every_hours: Annotated[int, typer.Option(min=1, help="Hours of event time from one record to the next.")] = 24,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of items in a record, the heaviest.")] = 50_000,
-    weight: Annotated[float, typer.Option(min=0.0, max=1000.0, help="β: of what is added to the scores.")] = 0.5,
+    every_hours: Annotated[
+        float | None, typer.Option(min=0.01, help="Hours of event time from one table to the next; the setting's.")
+    ] = None,
+    kept: Annotated[
+        int | None, typer.Option(min=1, help="Neighbours of an item in a table; as many as the cloud sends.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0.0, max=1000.0, help="β: of what is added to the scores; the setting's.")
+    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a broadcast to all devices would save: which items people took lately near which others.
+    """What the broadcast to all devices is worth: which items people took lately near which others.
 
-    The device adds that to what it serves, with no embedding, a stale calibrated one and a fresh one; beside it what
-    the bundle itself could carry. A moment whose history is shorter than a gap has the largest one that it bears.
-    The pipeline does not send such records: this says whether it should.
+    The device adds that to what it serves, with no embedding, a stale calibrated one and a fresh one: by the table as
+    of the bundle's day, which a bundle could carry, and by one that comes every so many hours of event time. A moment
+    whose history is shorter than a gap has the largest one that it bears.
     """
     asked = numbers(gaps, "--gaps")
-    options = {"moments": moments, "gaps": asked, "every_hours": every_hours, "pairs": pairs, "weight": weight}
+    settings = ctx.obj.settings
+    every_hours = settings.cloud.trends_hours if every_hours is None else every_hours
+    weight = settings.device.trends_weight if weight is None else weight
+    if not every_hours:
+        raise SettingsError("cloud.trends_hours is 0: no table is sent", remedy="name hours with --every-hours")
+    options = {"moments": moments, "gaps": asked, "every_hours": every_hours, "kept": kept, "weight": weight}
     with evaluation(
         ctx, "trends", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options | {"seed": seed}
     ) as run:
         from cloud_worker.evaluation import trends as measure
         from cloud_worker.evaluation.staleness import difference
+        from cloud_worker.live.neighbour_counts import neighbours_kept
+        from cloud_worker.live.reader import live_options
         from infra.evaluation.trends_plot import plot_trends
 
+        judged = run.judged.bundle
+        kept = neighbours_kept(judged.manifest.n_items) if kept is None else kept
         period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
-        at = period.bench.snapshots.take(period.moments)
         sent = measure.broadcast(
-            period.histories,
-            at.users,
-            at.positions,
-            begin_ms=run.judged.bundle.manifest.test.start_ms,
+            period.bench.moments(period.moments),
+            begin_ms=judged.manifest.test.start_ms,
             every_hours=every_hours,
-            most=pairs,
-            on_done=partial(run.bars.show, "records"),
+            ring=live_options(judged).ring,
+            kept=kept,
+            on_done=partial(run.bars.show, "tables"),
         )
         columns = measure.columns(
             period, sent, asked, weight=weight, seed=seed, on_done=partial(run.bars.show, "ranking")
@@ -85,12 +99,11 @@ def trends(
         refreshed = measure.refreshed(period, last)
         users = last.resamples.n_users
         run.notes.append(
-            f"{len(last.users)} moments of {users} users; β {weight:g}; the bundle would carry {sent.base} pairs, "
-            f"{sent.bytes_of(sent.base) / 1e6:.1f} MB; records made: {len(sent.records)}, the largest of "
-            f"{max(sent.records)} pairs, {sent.bytes_of(max(sent.records)) / 1e6:.2f} MB; "
-            f"an embedding is {2 * run.judged.bundle.manifest.d} bytes"
+            f"{len(last.users)} moments of {users} users; β {weight:g}; a table of {kept} neighbours of each of "
+            f"{judged.manifest.n_items} items is {sent.table_bytes:,} bytes, one every {every_hours:g} h; made: "
+            f"{len(sent.tables)}, that of the bundle's day among them; an embedding is {2 * judged.manifest.d} bytes"
         )
-        if not run.judged.bundle.manifest.retrained:
+        if not judged.manifest.retrained:
             run.notes.append("the bundle's networks end before the validation period, what is added does not")
         run.warn_of_few_users(users)
         result = {
@@ -113,7 +126,7 @@ def trends(
         }
         plot = partial(
             plot_trends,
-            dataset=run.judged.bundle.manifest.dataset,
+            dataset=judged.manifest.dataset,
             gaps=asked,
             values=values,
             refreshed=refreshed,

@@ -34,7 +34,7 @@ def plot_trends(
     refreshed
         By what is added, then by share; at ``gap``.
     """
-    with figure(path, f"What a broadcast to all devices would save: {dataset}", 1, 2) as (_, axes):
+    with figure(path, f"What the broadcast to all devices is worth: {dataset}", 1, 2) as (_, axes):
         for served in (SRM, CALIBRATED, FRESH):
             for added, line in LINES.items():
                 method = f"{served}{added}"

@@ -1,4 +1,5 @@
-"""A broadcast of who-took-what-near-what: by hand, without a look ahead, and worth something where others know more."""
+"""The broadcast of who-took-what-near-what, offline: by hand, without a look ahead, and worth something where others
+know more."""
 
 from __future__ import annotations
 
@@ -9,8 +10,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from scipy import sparse
-
 from cloud_worker.evaluation import staleness, trends
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM
 from cloud_worker.evaluation.test_period import load_test_period
@@ -20,15 +19,18 @@ from cloud_worker.evaluation.trends import (
     STATIC,
     TRENDS,
     Broadcast,
-    NeighbourCounts,
-    Neighbours,
+    added_by,
     broadcast,
-    heaviest,
+    tables_at,
 )
+from cloud_worker.live.neighbour_counts import neighbour_table
+from cloud_worker.training import evaluate
 from cloud_worker.training.data import make_histories
+from cloud_worker.training.evaluate import Catalogue, Moments
 from tests.cloud_worker.evaluation_data import HashEncoder
 
 GAPS = [1, 4]
+RING, KEPT = 100, 16
 
 
 @pytest.fixture
@@ -38,28 +40,56 @@ def histories():
     return make_histories(np.array(users), np.array(items), HOUR_MS * np.array([0, 1, 2, 3, 5, 6]), 4, 0)
 
 
-def test_neighbours_are_counted_by_the_time_of_the_later_one_and_those_further_apart_less(histories):
-    counts = NeighbourCounts(histories)
-    assert counts.between(0, 2 * HOUR_MS).toarray().tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [0] * 4]
-    every = counts.between(0, 10 * HOUR_MS).toarray()
-    wanted = {(0, 1): 2.0, (1, 2): 1.0, (0, 2): 0.8, (0, 3): 1.0, (1, 3): 0.8}
-    assert {(i, j): every[i, j] for i, j in zip(*np.nonzero(every), strict=True)} == pytest.approx(wanted)
-    two = counts.between(0, 3 * HOUR_MS) + counts.between(3 * HOUR_MS, 10 * HOUR_MS)
-    np.testing.assert_allclose(two.toarray(), every)
-    assert counts.taken(3 * HOUR_MS).tolist() == [1, 2, 0, 0]
+def same_table(one, other) -> bool:
+    return (
+        one.as_of_ms == other.as_of_ms
+        and np.array_equal(one.items, other.items)
+        and np.array_equal(one.weights, other.weights)
+    )
 
 
-def test_scores_by_hand(histories):
-    pairs = sparse.csr_matrix(np.array([[0, 2, 1, 0], [2, 0, 0, 3], [1, 0, 0, 0], [0, 3, 0, 0]], float))
-    known = Neighbours(pairs, np.array([4.0, 1.0, 9.0, 0.0]))
-    (found,) = known.scores(histories, np.array([0]), np.array([2])).toarray()  # 1 was the last one, 0 before it
-    assert found == pytest.approx([2 / 2, 0.8 * 2 / 2, 0.8 * 1 / (2 * 3), 0])
+@pytest.mark.parametrize(
+    ("hour", "ring", "lengths", "items"),
+    [
+        (0, 9, [0, 0], []),
+        (3, 9, [2, 1], [0, 1, 1]),  # what happens at hour 3 is not yet in it
+        (9, 9, [3, 3], [0, 1, 2, 1, 0, 3]),
+        (9, 2, [2, 2], [1, 2, 0, 3]),
+    ],
+)
+def test_a_table_knows_what_happened_before_it_and_of_each_user_the_last(histories, hour, ring, lengths, items):
+    found = tables_at(histories, np.array([hour * HOUR_MS] * 2), ring=ring, kept=3)
+    wanted = neighbour_table(np.array(lengths), np.array(items, int), 4, as_of_ms=hour * HOUR_MS, kept=3)
+    assert list(found) == [hour * HOUR_MS]
+    assert same_table(found[hour * HOUR_MS], wanted)
 
 
-def test_a_record_of_bounded_size_has_the_heaviest_pairs():
-    counts = sparse.csr_matrix(np.array([[0, 5, 1], [0, 0, 3], [0, 0, 0]], float))
-    assert heaviest(counts, 2).toarray().tolist() == [[0, 5, 0], [0, 0, 3], [0, 0, 0]]
-    assert heaviest(counts, 3) is counts
+def test_what_is_added_asks_each_moments_own_table_with_its_last_items(histories):
+    moments = Moments.without_states(histories, np.array([0, 0, 1]), np.array([1, 2, 2]), exclude_seen=False)
+    tables = tables_at(histories, HOUR_MS * np.array([3, 9]), ring=RING, kept=3)
+    as_of_ms = np.array([-1, 3 * HOUR_MS, 9 * HOUR_MS])
+    found = added_by(tables, moments, as_of_ms, 2.0)(slice(0, 3))
+    assert not found[0].any(), "it has none"
+    (second,) = tables[3 * HOUR_MS].standardised(np.array([[1, 0]], np.int32))
+    (third,) = tables[9 * HOUR_MS].standardised(np.array([[0, 1]], np.int32))
+    np.testing.assert_allclose(found[1:], 2 * np.stack([second, third]), atol=1e-6)
+    np.testing.assert_array_equal(added_by(tables, moments, as_of_ms, 2.0)(slice(2, 3)), found[2:])
+
+
+def test_what_is_added_weighs_as_if_the_scores_were_standardised(histories):
+    """Of items that the SRM scores 1000, 0, 0, 0 the last is first where as much is added to it as z has at most."""
+    catalogue = Catalogue(np.zeros((4, 1), np.float32), np.zeros(4, np.float32), np.zeros((4, 1), np.float32),
+                          np.array([1000, 0, 0, 0], np.float32))  # fmt: skip
+    moments = Moments(histories, np.array([1]), np.array([2]), np.zeros((1, 1), np.float32), exclude_seen=False)
+
+    def rank(more: float) -> int:
+        added = np.array([[0, 0, 0, more]], np.float32)
+        return int(evaluate.ranks(catalogue, moments, None, 0.0, lambda rows: added[rows])[0])
+
+    gap = (1 + 1 / 3) * np.sqrt(3)
+    assert moments.targets.tolist() == [3]
+    assert [rank(0.0), rank(0.1), rank(gap - 0.01), rank(gap + 0.01)] == [4, 2, 2, 1]
+    assert evaluate.ranks(catalogue, moments, None, 0.0).tolist() == [4]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +97,12 @@ def period(bundle, data):
     return load_test_period(bundle, data[0], HashEncoder(), moments=10_000, seed=0, gaps=GAPS, nearest=True)
 
 
-def sent_to(period, prepared_histories=None, **options) -> Broadcast:
-    at = period.bench.snapshots.take(period.moments)
+def sent_to(period, histories=None, **options) -> Broadcast:
+    moments = period.bench.moments(period.moments)
+    if histories is not None:
+        moments = dataclasses.replace(moments, histories=histories)
     begin_ms = period.bundle.manifest.test.start_ms
-    whole = {"begin_ms": begin_ms, "every_hours": 1, "most": 10_000} | options
-    return broadcast(prepared_histories or period.histories, at.users, at.positions, **whole)
+    return broadcast(moments, **{"begin_ms": begin_ms, "every_hours": 1, "ring": RING, "kept": KEPT} | options)
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +110,39 @@ def sent(period):
     return sent_to(period)
 
 
-def test_what_happens_after_a_moments_record_changes_nothing_in_it(period, sent):
-    """Items of the last third of the test period become others: records before it stay as they were."""
-    histories = period.histories
+def times_of(period) -> np.ndarray:
     at = period.bench.snapshots.take(period.moments)
-    times = histories.times_ms[histories.starts[at.users] + at.positions]
+    return period.histories.times_ms[period.histories.starts[at.users] + at.positions]
+
+
+@pytest.mark.parametrize("every_hours", [1, 0.3, 5])
+def test_each_moment_has_the_newest_table_of_its_time_or_before(period, every_hours):
+    sent, times, every_ms = sent_to(period, every_hours=every_hours), times_of(period), round(every_hours * HOUR_MS)
+    assert (sent.as_of_ms <= times).all()
+    assert (times - sent.as_of_ms < every_ms).all()
+    assert not ((sent.as_of_ms - sent.begin_ms) % every_ms).any()
+    assert set(sent.tables) == {*sent.as_of_ms.tolist(), sent.begin_ms}
+    assert sent.table_bytes == 6 * period.histories.n_items * KEPT
+
+
+def test_what_happens_after_a_moments_table_changes_nothing_in_it(period, sent):
+    """Items of the last third of the test period become others: tables before it stay as they were."""
+    histories, times = period.histories, times_of(period)
     since = np.quantile(times, 2 / 3)
     later = histories.times_ms >= since
     changed = dataclasses.replace(histories, items=np.where(later, (histories.items + 13) % 60, histories.items))
     again = sent_to(period, changed)
-    before = np.flatnonzero(times < since)
-    assert len(before) > 10
-    np.testing.assert_array_equal(again.trends[before].toarray(), sent.trends[before].toarray())
-    np.testing.assert_array_equal(again.static[before].toarray(), sent.static[before].toarray())
-    after = np.flatnonzero(times >= since + HOUR_MS)
-    assert (again.trends[after] != sent.trends[after]).nnz, "and after it they do not"
+    same = {as_of_ms: same_table(table, again.tables[as_of_ms]) for as_of_ms, table in sent.tables.items()}
+    first = histories.times_ms[later].min()
+    assert [each <= first for each in same] == list(same.values()), "and after it they do not"
+    assert min(same) == sent.begin_ms
+    assert 0 < sum(same.values()) < len(same)
 
 
-def test_before_the_first_record_the_bundle_knows_as_much(period):
+def test_before_the_second_table_a_device_knows_as_much_as_the_bundle(period):
     never = sent_to(period, every_hours=10**6)
-    np.testing.assert_allclose(never.trends.toarray(), never.static.toarray())
-    assert never.records == [0]
-
-
-def test_records_grow_and_are_bounded(sent, period):
-    assert list(sent.records) == sorted(sent.records)
-    assert max(sent_to(period, most=7).records) == 7
+    assert list(never.tables) == [never.begin_ms]
+    assert (never.as_of_ms == never.begin_ms).all()
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +196,12 @@ def test_a_device_gains_what_others_did_since_the_bundle_was_made():
         items += taken.tolist()
         times += (days[user] + HOUR_MS * np.arange(len(taken))).tolist()
     made = make_histories(np.array(users), np.array(items), np.array(times), 9, 0)
-    asking = np.arange(12, 20)
-    found = broadcast(made, asking, np.full(8, 8), begin_ms=int(days[10]), every_hours=24, most=100)
-    assert not found.static[:, 8].toarray().any()
-    assert (found.trends[:, 8].toarray() > 0).all()
-    assert found.bytes_of(100) == 1_000 + 2 * 9
+    moments = Moments.without_states(made, np.arange(12, 20), np.full(8, 8), exclude_seen=False)
+    sent = broadcast(moments, begin_ms=int(days[10]), every_hours=24, ring=RING, kept=8)
+    last = np.array([[3]], np.int32)
+    assert sent.tables[sent.begin_ms].sums(last)[0, 8] == 0
+    since = [sent.tables[each].sums(last)[0] for each in np.unique(sent.as_of_ms).tolist()]
+    assert all(each[8] > 0 for each in since)
+    added = added_by(sent.tables, moments, sent.as_of_ms, 1.0)(slice(0, 8))
+    static = added_by(sent.tables, moments, np.full(8, sent.begin_ms), 1.0)(slice(0, 8))
+    assert (added[:, 8] > static[:, 8]).all()

@@ -73,7 +73,7 @@ def left_behind(answer: dict, verb: str) -> dict:
 
 
 def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -> None:
-    done = evaluate("trends", "--json", "--moments", "60", "--gaps", "1,4", "--pairs", "30")
+    done = evaluate("trends", "--json", "--moments", "60", "--gaps", "1,4", "--kept", "30")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     methods = {row["method"] for row in answer["rows"]}
@@ -82,8 +82,10 @@ def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -
     assert {row["gap"] for row in answer["rows"]} == {1, 4}
     shares = [row["share"] for row in answer["refreshes"] if row["added"] == "trends"]
     assert shares == [0, 0.05, 0.1, 0.2, 0.5, 1]
-    assert "β 0.5; the bundle would carry" in answer["meta"]["notes"][0]
-    assert left_behind(answer, "trends")["options"]["pairs"] == 30
+    assert "β 0.5; a table of 30 neighbours of each of" in answer["meta"]["notes"][0]
+    assert "one every 24 h" in answer["meta"]["notes"][0]
+    options = left_behind(answer, "trends")["options"]
+    assert (options["kept"], options["weight"], options["every_hours"]) == (30, 0.5, 24)
     assert evaluate("trends", "--gaps", "x").returncode == 2
 
 
