@@ -106,6 +106,44 @@ class LiveIndex:
         earlier = (self._items[slot] < self.n_items) & (self._times[slot] < time_ms)
         return np.asarray(self._items[slot, earlier], np.int64)
 
+    @property
+    def newest_ms(self) -> int:
+        """Event time of the newest interaction that it ever took in; 0 where there was none."""
+        return self._counts_at_ms
+
+    def sequences(self, before_ms: int, most: int) -> tuple[Ints, Ints]:
+        """What the rings hold from before an event time: who was active last comes first.
+
+        The order does not depend on the rows that users happen to have, so any two workers that know the same say the
+        same.
+
+        Parameters
+        ----------
+        most
+            Interactions altogether. If there are more, the users who were active last are kept, each whole.
+
+        Returns
+        -------
+        lengths
+            (U,) interactions of each user, none of them 0.
+        items
+            (E,) theirs, one user after the other, each one's oldest first.
+        """
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        known = (self._items < self.n_items) & (self._times < before_ms)
+        lengths = known.sum(axis=1)[slots]
+        newest = np.max(self._times, axis=1, where=known, initial=-1)[slots]
+        order = np.lexsort((self._keys[slots], -newest))
+        order = order[lengths[order] > 0]
+        order = order[np.cumsum(lengths[order]) <= most]
+        slots, lengths = slots[order], lengths[order]
+        row, place = np.nonzero(known[slots])
+        pushed = self._lengths[slots]
+        oldest = np.where(pushed > self.options.ring, pushed % self.options.ring, 0)
+        age = (place - oldest[row]) % self.options.ring
+        in_order = np.argsort(row * self.options.ring + age, kind="stable")
+        return lengths, self._items[slots[row], place][in_order].astype(np.int64)
+
     def asked_with(self, options: LiveOptions) -> Self:
         """The same memory, asked by another formula of equal sizes: good until the next `observe`."""
         view = copy.copy(self)

@@ -252,3 +252,39 @@ def test_what_happened_after_the_moment_of_a_question_does_not_answer_it(stream,
     ahead.observe(keys, items, times)
     in_time.observe(keys[:known], items[:known], times[:known])
     np.testing.assert_allclose(ask(ahead, history, 99, now_ms), ask(in_time, history, 99, now_ms), rtol=1e-5, atol=1e-6)
+
+
+@given(formulas, streams, st.integers(0, 61), st.integers(0, 70))
+@settings(deadline=None, max_examples=150)
+def test_what_the_rings_hold_from_before_a_moment_is_told_user_by_user(options, stream, known, most):
+    """The ring counts what came later too: it pushes out the oldest."""
+    keys, items, times = stream.arrays
+    before_ms = int(times[known]) if known < len(times) else AFTERWARDS
+    wanted = []
+    for key in set(stream.keys):
+        at = np.flatnonzero(keys == key)[-options.ring :]
+        at = at[times[at] < before_ms]
+        if len(at):
+            wanted.append((int(times[at[-1]]), items[at].tolist()))
+    wanted.sort(reverse=True)
+    fits = np.cumsum([len(each) for _, each in wanted]) <= most
+    wanted = [each for (_, each), kept in zip(wanted, fits, strict=True) if kept]
+
+    index = fed(options, stream)
+    for each in (index, LiveIndex.from_state(N, options, index.state())):
+        lengths, told = each.sequences(before_ms, most)
+        assert [part.tolist() for part in np.split(told, np.cumsum(lengths)[:-1])] == (wanted or [[]])
+        assert lengths.tolist() == [len(part) for part in wanted]
+    assert index.newest_ms == (times.max() if len(times) else 0)
+
+
+def test_who_was_forgotten_is_told_of_no_more_and_rows_do_not_matter():
+    options = LiveOptions(ring=4, takers=8, users=2)
+    index = fed(options, Stream([1, 1, 2, 2], [0, 1, 2, 3]))
+    index.observe(np.array([3, 3], np.uint64), np.array([4, 5]), np.full(2, DAY_MS))  # somebody had to go
+    lengths, items = index.sequences(AFTERWARDS, 100)
+    assert (lengths.tolist(), items.tolist()) == ([2, 2], [4, 5, 2, 3])
+    one, other = LiveIndex(N, LiveOptions()), LiveIndex(N, LiveOptions())
+    for keys, into in (([8, 9], one), ([9, 8], other)):
+        into.observe(np.array(keys, np.uint64), np.array(keys), np.full(2, 5))
+    assert one.sequences(10, 100)[1].tolist() == other.sequences(10, 100)[1].tolist()
