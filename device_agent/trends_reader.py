@@ -1,7 +1,7 @@
 """Reads `trends.v1` for all partitions of a worker, on a thread of its own.
 
-The topic is a broadcast: every worker reads it whole, from the beginning, with a consumer outside any group. What it
-has read is lost with the process and read again; compaction keeps that to a table or two.
+The topic is a broadcast: every worker reads it whole, from the beginning, with a consumer outside any group, and again
+after each failure. Compaction keeps that to a table or two, and a table that was taken is not taken again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class TrendsReader:
         self._metrics = metrics
         self._codec = Codec(Trends)
         self._assembly = TableAssembly(bundle.id, bundle.manifest.n_items)
-        self._position: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trends-reader", daemon=True)
         self._log = structlog.get_logger("trends")
@@ -70,7 +69,8 @@ class TrendsReader:
         while not self._stop.is_set():
             try:
                 with contextlib.closing(make_consumer(self._kafka, None, read_committed=True)) as consumer:
-                    self._begin(consumer)
+                    consumer.assign([self._partition])
+                    consumer.seek_to_beginning(self._partition)
                     while not self._stop.is_set():
                         self._turn(consumer)
                         wait_s = FIRST_WAIT_S
@@ -79,14 +79,6 @@ class TrendsReader:
                 self._stop.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    def _begin(self, consumer: KafkaConsumer) -> None:
-        consumer.assign([self._partition])
-        end = consumer.end_offsets([self._partition])[self._partition]
-        if self._position is None or self._position > end:  # a topic made anew is read from its beginning
-            consumer.seek_to_beginning(self._partition)
-        else:
-            consumer.seek(self._partition, self._position)
-
     def _turn(self, consumer: KafkaConsumer) -> None:
         if not self._board.room:
             self._stop.wait(POLL_MS / 1000)
@@ -94,7 +86,6 @@ class TrendsReader:
         for records in consumer.poll(timeout_ms=POLL_MS, max_records=AT_ONCE).values():
             for record in records:
                 self._take(record.value, record.offset)
-                self._position = record.offset + 1
 
     def _take(self, value: bytes | None, offset: int) -> None:
         try:
