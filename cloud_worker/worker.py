@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from cloud_worker.cache import CachedEncoder, EmbeddingCache
 from cloud_worker.encoder import Encoder, make_encoder
+from cloud_worker.live.broadcast import Broadcaster
 from cloud_worker.live.reader import LiveReader
 from cloud_worker.pipeline import CloudPipeline, Outcome
 from cloud_worker.retrieval import EXACT_UP_TO, NearestItems, recall
@@ -82,6 +83,8 @@ class CloudWorker:
         Set to end.
     clock
         For the stuck detector.
+    broadcaster
+        Told after each poll whether this worker owns the first partition, which only one of the group does.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class CloudWorker:
         max_batch: int,
         linger_ms: int,
         clock: Clock,
+        broadcaster: Broadcaster | None = None,
     ) -> None:
         self._consumer = consumer
         self._producer = producer
@@ -106,6 +110,7 @@ class CloudWorker:
         self._max_batch = max_batch
         self._linger_ms = linger_ms
         self._clock = clock
+        self._broadcaster = broadcaster
         self._turned_at = clock.monotonic()
         self._polled = False
         self._trouble = ""
@@ -124,6 +129,8 @@ class CloudWorker:
             self._turned_at = self._clock.monotonic()
             batch = self._consumer.poll_batch(self._max_batch, POLL_S, self._linger_ms)
             self._polled = True
+            if self._broadcaster is not None:
+                self._broadcaster.lead(any(partition == 0 for _, partition in self._consumer.assignment))
             if not batch:
                 continue
             try:
@@ -206,6 +213,14 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
         registry = CollectorRegistry()
         metrics = CloudMetrics(registry)
         topics = Topics(settings.kafka.topic_prefix, settings.kafka.partitions)
+        broadcaster = Broadcaster(
+            bundle,
+            topics,
+            metrics,
+            clock,
+            lambda: DurableProducer(settings.kafka, linger_ms=0),
+            hours=settings.cloud.trends_hours,
+        )
         live = LiveReader(
             settings.kafka,
             topics,
@@ -215,6 +230,7 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
             clock,
             checkpoint_s=settings.cloud.live_checkpoint_s,
             future_tolerance_s=settings.device.future_tolerance_s,  # what device workers refuse is not to count here
+            broadcaster=broadcaster,
         )
         nearest = _nearest_items(bundle, settings)
         model = BlendedUserModel(bundle, _with_cache(encoder, settings), live.index, clock, nearest)
@@ -237,6 +253,7 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
                 max_batch=settings.cloud.max_batch,
                 linger_ms=settings.cloud.linger_ms,
                 clock=clock,
+                broadcaster=broadcaster,
             )
             health = HealthServer(settings.http, registry, live=worker.stuck, ready=worker.not_ready)
             url = health.start()
@@ -249,6 +266,7 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
                 worker.run()
             finally:
                 live.stop()
+                broadcaster.close()
                 health.stop()
         log.info("stopped")
 

@@ -24,6 +24,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from cloud_worker.live import checkpoint
+from cloud_worker.live.broadcast import Broadcaster
 from cloud_worker.live.index import LiveIndex, LiveOptions
 from cloud_worker.live.intake import Intake, RawRecord
 from cloud_worker.live.shared import SharedIndex
@@ -83,6 +84,8 @@ class LiveReader:
         Seconds between checkpoints, if anything changed.
     future_tolerance_s
         See `Intake`.
+    broadcaster
+        Given a turn whenever there is nothing left to read of what the topic held at the start.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class LiveReader:
         *,
         checkpoint_s: float,
         future_tolerance_s: float,
+        broadcaster: Broadcaster | None = None,
     ) -> None:
         if not bundle.live:
             raise BundleError(f"bundle {bundle.path} was loaded without its live part")
@@ -113,6 +117,7 @@ class LiveReader:
         self._metrics = metrics
         self._clock = clock
         self._checkpoint_s = checkpoint_s
+        self._broadcaster = broadcaster
         self._intake = Intake(bundle.items.ids, bundle.manifest.test.start_ms, future_tolerance_s)
         self.index = SharedIndex(self._seed())
         """What it keeps fresh; safe to ask from any thread."""
@@ -192,6 +197,8 @@ class LiveReader:
                 now = self._clock.monotonic()
                 if now - self._looked_at >= LOOK_S or not self._level.is_set():
                     self._look(consumer)
+                if self._broadcaster is not None and self._caught_up():
+                    self._broadcaster.turn(self.index.index)
                 if now - self._saved_at >= self._checkpoint_s:
                     if self._id_of_topic(admin) != self._topic_id:
                         raise _TopicMadeAnew
@@ -243,11 +250,13 @@ class LiveReader:
         self._positions = {}
         self._saved = {}
         self._first_ends = None
+        if self._broadcaster is not None:
+            self._broadcaster.begin_again()
 
     def _look(self, consumer: KafkaConsumer) -> None:
         """Compare with the topic's end."""
         now = self._clock.monotonic()
-        if self._first_ends is not None and _reached(self._positions, self._first_ends):
+        if self._caught_up():
             self._level.set()
         if now - self._looked_at < LOOK_S:
             return
@@ -255,6 +264,10 @@ class LiveReader:
         ends = consumer.end_offsets(self._partitions, timeout_ms=LOOK_TIMEOUT_MS)
         if _reached(self._positions, {each.partition: end for each, end in ends.items()}):
             self._level_at = now
+
+    def _caught_up(self) -> bool:
+        """Whether what the topic held at the start was read, or at the new start of one that was made anew."""
+        return self._first_ends is not None and _reached(self._positions, self._first_ends)
 
     def _restore(self, topic_id: str) -> None:
         try:
