@@ -9,21 +9,29 @@ from datetime import UTC, datetime
 import numpy as np
 
 from cloud_worker.history import History
+from cloud_worker.live.broadcast import MOST
 from cloud_worker.live.index import LiveIndex
+from cloud_worker.live.neighbour_counts import neighbour_table, neighbours_kept
 from cloud_worker.live.reader import live_options
 from cloud_worker.live.shared import SharedIndex
 from cloud_worker.user_model import BlendedUserModel
 from device_agent.agent import APPLIED, DeviceCore, Wave
 from device_agent.serving import make_serving
+from device_agent.trends import TrendsBoard
 from infra.demo.record import FORMAT, ServedLog, ServedManifest, embeddings_frame
 from streams.bundle import Bundle
 from streams.clock import ManualClock
 from streams.datasets import Prepared
 from streams.events import SCHEMA_VERSION, Embedding, Recommendation, event_hash, pack_items, pack_vector
 from streams.experiment.arms import ArmSpec, parse_arm
+from streams.neighbours import NeighbourTable
 
 RUN = "in-process"
 CANDIDATES = 20
+TABLE_MS = 3_600_000
+"""From one neighbour table to the next."""
+TABLE_LATE = 5
+"""Interactions that are served before a table that is due is there."""
 
 
 class InProcess:
@@ -35,6 +43,8 @@ class InProcess:
         Interactions of its device that an embedding misses on its way.
     ahead
         Interactions of everybody that the live index reads before a request's own.
+    trends_weight
+        β; 0: no neighbour table is made.
     """
 
     def __init__(
@@ -47,13 +57,16 @@ class InProcess:
         *,
         late: int = 2,
         ahead: int = 0,
+        trends_weight: float = 0.5,
     ) -> None:
         self.bundle, self.prepared = bundle, prepared
         self.arms: list[ArmSpec] = [parse_arm(arm) for arm in arms]
         self.late, self.ahead = late, ahead
-        serving = make_serving(bundle, runtime, candidates=CANDIDATES)  # type: ignore[arg-type]
+        self.trends_weight = trends_weight
+        self.board = TrendsBoard() if trends_weight else None
+        serving = make_serving(bundle, runtime, candidates=CANDIDATES, trends_weight=trends_weight)  # type: ignore[arg-type]
         self.runtime = serving.runtime
-        self.core = DeviceCore(bundle, self.arms, serving=serving, candidates=CANDIDATES)
+        self.core = DeviceCore(bundle, self.arms, serving=serving, candidates=CANDIDATES, trends=self.board)
         self.live = SharedIndex(LiveIndex.from_state(bundle.manifest.n_items, live_options(bundle), dict(bundle.live)))
         self.cloud = BlendedUserModel(bundle, encoder, self.live, ManualClock())
         self.served = ServedLog(RUN)
@@ -68,7 +81,15 @@ class InProcess:
         taken = [(event_hash(device), index[item], time) for device, item, time in rows]
         start = self.bundle.manifest.test.start_ms
         read = next((row for row, (_, _, time) in enumerate(rows) if time >= start), len(rows))
+        tables: list[tuple[int, NeighbourTable]] = []
+        due = start
         for row, (device, item, time) in enumerate(rows):
+            if time >= due:
+                as_of_ms = time - (time - start) % TABLE_MS
+                tables.append((row + TABLE_LATE, self._table(as_of_ms)))
+                due = as_of_ms + TABLE_MS
+            while self.board is not None and tables and tables[0][0] <= row:
+                self.board.offer(tables.pop(0)[1])
             upto = min(row + 1 + self.ahead, len(rows))
             if time >= start and read < upto:
                 columns = zip(*taken[read:upto], strict=True)
@@ -79,6 +100,11 @@ class InProcess:
             self._step(row, device, index[item], time, serve=time >= start)
         frames = self.served.frame(), embeddings_frame(self.sent)
         return self._manifest(*(len(each) for each in frames)), *frames
+
+    def _table(self, as_of_ms: int) -> NeighbourTable:
+        n = self.bundle.manifest.n_items
+        lengths, items = self.live.index.sequences(as_of_ms, MOST)
+        return neighbour_table(lengths, items, n, as_of_ms=as_of_ms, kept=neighbours_kept(n))
 
     def _step(self, row: int, device: str, item: int, time: int, *, serve: bool) -> None:
         records = self._records.get(device)
@@ -167,6 +193,7 @@ class InProcess:
                 time,
                 0,
                 0.0,
+                int(result.trends_as_of_ms[0]),
             )
         )
 
@@ -185,6 +212,7 @@ class InProcess:
             ranking="catalogue",
             list_length=10,
             item_vectors="float32",
+            trends_weight=self.trends_weight,
             encoder="none",
             runtimes={"device-1": self.runtime},
             recommendations=recommendations,

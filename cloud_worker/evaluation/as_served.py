@@ -1,17 +1,21 @@
 """What the offline pipeline makes of the very moments at which a running one served.
 
-A recommendation is known by the interaction that followed it and by the ``as_of`` of the embedding it was made with.
-That is enough to make it again from the dataset alone: what the cloud would have sent after as_of interactions, with
-the live index as it was then, and what the device's models make of it at the interaction's position. Without an
-embedding the device's own model ranks alone.
+A recommendation is known by the interaction that followed it, by the ``as_of`` of the embedding it was made with, and
+by that of the table of what people take near what (`streams.neighbours`). That is enough to make it again from the
+dataset alone: what the cloud would have sent after as_of interactions, with the live index as it was then, and what the
+device's models and the table make of it at the interaction's position. Without an embedding the device's own model
+ranks alone, without a table nothing is added.
 
-Two things may differ from what was served. The running cloud's live index knows what its worker had read when the
-request came, which may be less or more than what happened before it; here it knows exactly that. And numbers are
-rounded otherwise. To tell the one from the other, `AsServed.ranks` takes the embeddings that were really sent, too.
+Three things may differ from what was served. The running cloud's live index knows what its worker had read when the
+request came, which may be less or more than what happened before it; here it knows exactly that. A table was made while
+events were flowing and may lack a few interactions before its boundary, where a partition was read late or a user's
+ring had moved on; here it lacks none. And numbers are rounded otherwise. To tell the first from the others,
+`AsServed.ranks` takes the embeddings that were really sent, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +24,9 @@ import numpy.typing as npt
 from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import whole_histories
 from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of
+from cloud_worker.evaluation.trends import added_by, tables_at
+from cloud_worker.live.neighbour_counts import neighbours_kept
+from cloud_worker.live.reader import live_options
 from cloud_worker.training import calibrator, evaluate
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.data import Histories, Ints
@@ -30,6 +37,7 @@ from cloud_worker.training.snapshots import Pairs, Snapshots
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
+from streams.neighbours import NeighbourTable
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,11 +52,14 @@ class Moments:
         (Q,) whose they are, and how many interactions were known.
     as_of
         (Q,) interactions that the embedding knew; -1: there was none.
+    trends_as_of_ms
+        (Q,) event time that the neighbour table was as of; -1: there was none.
     """
 
     users: Ints
     positions: Ints
     as_of: Ints
+    trends_as_of_ms: Ints
 
     def __len__(self) -> int:
         return len(self.users)
@@ -60,7 +71,7 @@ class Moments:
 
     def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Moments:
         """Some of them."""
-        return Moments(self.users[rows], self.positions[rows], self.as_of[rows])
+        return Moments(self.users[rows], self.positions[rows], self.as_of[rows], self.trends_as_of_ms[rows])
 
 
 @dataclass(frozen=True)
@@ -80,12 +91,18 @@ class AsServed:
     bench
         Its snapshots are the moments and those from which their embeddings come. ``embeddings`` is NaN where no
         embedding was served from: the cloud is asked for nothing else, since that is what costs.
+    tables
+        By as_of: those that the moments were served with.
+    trends_weight
+        β of the devices that served.
     """
 
     bundle: Bundle
     bench: Bench
     repair: calibrator.Calibrator
     head: SignalHead
+    tables: Mapping[int, NeighbourTable]
+    trends_weight: float
 
     def embeddings(self, moments: Moments) -> Floats:
         """(Q, d) what the offline cloud would have sent to moments that had an embedding."""
@@ -105,7 +122,8 @@ class AsServed:
         has = moments.as_of >= 0
         without = np.flatnonzero(~has)
         alone = bench.moments(snapshots.find(moments.users[without], moments.positions[without]))
-        ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0)
+        added = added_by(self.tables, alone, moments.trends_as_of_ms[without], self.trends_weight)
+        ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0, added)
         rows = np.flatnonzero(has)
         some = moments.take(rows)
         pairs = Pairs(snapshots.find(some.users, some.as_of), snapshots.find(some.users, some.positions))
@@ -118,11 +136,13 @@ class AsServed:
             staleness[rows] = staleness_of(self.head, data.phi)
             repaired = calibrator.apply(self.repair, data)
             alpha = alpha_of(self.bundle, staleness[rows])
-            ranks[rows] = evaluate.ranks(bench.catalogue, bench.moments(pairs.fresh), repaired, alpha)
+            served = bench.moments(pairs.fresh)
+            added = added_by(self.tables, served, some.trends_as_of_ms, self.trends_weight)
+            ranks[rows] = evaluate.ranks(bench.catalogue, served, repaired, alpha, added)
         return Offline(ranks, staleness)
 
 
-def moments_of(histories: Histories, rows: Ints, as_of: Ints) -> Moments:
+def moments_of(histories: Histories, rows: Ints, as_of: Ints, trends_as_of_ms: Ints) -> Moments:
     """Find the moments of recommendations.
 
     Parameters
@@ -131,11 +151,14 @@ def moments_of(histories: Histories, rows: Ints, as_of: Ints) -> Moments:
         (Q,) which interaction of the dataset followed each.
     as_of
         (Q,) of the embeddings; -1: none.
+    trends_as_of_ms
+        (Q,) of the neighbour tables; -1: none.
 
     Raises
     ------
     DatasetError
-        They are not of these data: there is no such interaction, or an embedding knew what was still to come.
+        They are not of these data: there is no such interaction, or an embedding or a table knew what was still to
+        come.
     """
     outside = (rows < 0) | (rows >= len(histories.items))
     if outside.any():
@@ -144,13 +167,21 @@ def moments_of(histories: Histories, rows: Ints, as_of: Ints) -> Moments:
             remedy="evaluate with the data that were replayed",
         )
     place = np.argsort(histories.order)[rows]
-    moments = Moments(histories.owners[place], histories.places[place], as_of)
+    moments = Moments(histories.owners[place], histories.places[place], as_of, trends_as_of_ms)
     wrong = (as_of == 0) | (as_of < -1) | (as_of > moments.positions)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise DatasetError(
             f"interaction {rows[first]} is number {moments.positions[first] + 1} of its user, and was served with an "
             f"embedding of {as_of[first]} interactions",
+            remedy="evaluate with the data that were replayed",
+        )
+    early = trends_as_of_ms > histories.times_ms[place]
+    if early.any():
+        first = int(np.flatnonzero(early)[0])
+        raise DatasetError(
+            f"interaction {rows[first]} happened at {histories.times_ms[place][first]}, and was served with a "
+            f"neighbour table as of {trends_as_of_ms[first]}, which is later",
             remedy="evaluate with the data that were replayed",
         )
     return moments
@@ -162,15 +193,19 @@ def open_as_served(
     encoder: Encoder,
     rows: Ints,
     as_of: Ints,
+    trends_as_of_ms: Ints,
     *,
+    trends_weight: float,
     on_progress: OnProgress = lambda _stage, _done, _total: None,
 ) -> tuple[AsServed, Moments]:
     """Let every part of the bundle look at the moments of recommendations.
 
     Parameters
     ----------
-    rows, as_of
+    rows, as_of, trends_as_of_ms
         See `moments_of`.
+    trends_weight
+        β of the devices that served.
 
     Raises
     ------
@@ -181,7 +216,14 @@ def open_as_served(
     """
     check_encoder(bundle, encoder)
     histories = whole_histories(bundle, prepared)
-    moments = moments_of(histories, rows, as_of)
+    moments = moments_of(histories, rows, as_of, trends_as_of_ms)
+    tables = tables_at(
+        histories,
+        trends_as_of_ms[trends_as_of_ms >= 0],
+        ring=live_options(bundle).ring,
+        kept=neighbours_kept(histories.n_items),
+        on_done=lambda done, total: on_progress("tables", done, total),
+    )
     with_one = moments.take(as_of >= 0)
     asked = Snapshots.of(with_one.users, with_one.as_of)
     snapshots = Snapshots.of(
@@ -197,5 +239,7 @@ def open_as_served(
         bench_of(bundle, networks, histories, snapshots, embeddings),
         calibrator.Calibrator.from_tensors(bundle.device),
         SignalHead.from_tensors(bundle.device, "staleness"),
+        tables,
+        trends_weight,
     )
     return served, moments

@@ -118,8 +118,8 @@ def tables_at(
     histories
         Everybody's; what happened at a table's moment or later is not looked at for it.
     ring
-        L, interactions of a user that the live index keeps: of each the last ones count. How many users it keeps is
-        not looked at.
+        L, interactions of a user that the live index keeps: of each the last ones count. How many users it keeps, and
+        how many interactions the cloud makes a table of, is not looked at.
     kept
         K, neighbours of an item.
     """

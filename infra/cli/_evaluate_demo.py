@@ -41,8 +41,9 @@ def demo(
 ) -> None:
     """Whether a demo's table agrees with the offline evaluation: same devices, events and arms, made again offline.
 
-    For each recommendation the rank of what was taken, by the bundle's offline pipeline with an embedding of the same
-    as_of; then the paired difference of each arm, and the same with the embeddings that were really sent.
+    For each recommendation the rank of what was taken, by the bundle's offline pipeline with an embedding and a
+    neighbour table of the same as_of; then the paired difference of each arm, and the same with the embeddings that
+    were really sent.
     """
     from infra.demo.record import newest_run, read_served
 
@@ -90,8 +91,15 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
     )
     notes.append(
         "as sent: with the embeddings that the demo's cloud really sent; what differs then is the devices' side, where "
-        "numbers are rounded otherwise"
+        "numbers are rounded otherwise, and the tables"
     )
+    tables = served.outcomes["trends_as_of_ms"]
+    if len(made := tables.filter(tables >= 0)):
+        notes.append(
+            f"{len(made) / len(tables):.1%} of the recommendations were served with one of {made.n_unique()} tables of "
+            f"what people take near what, β {manifest.trends_weight:g}; offline each is made from all interactions "
+            "before its time, of which the demo's may lack a few"
+        )
     notes.append(
         "agrees: the offline mean lies in the 95 % interval of the demo's own; a star says that the paired difference "
         "leaves out 0, however small it is"

@@ -30,7 +30,7 @@ from streams.events import Embedding, Recommendation, unpack_vector
 OUTCOMES: Final = "outcomes.parquet"
 EMBEDDINGS: Final = "embeddings.parquet"
 MANIFEST: Final = "served.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _NUMBERS: Final[Mapping[str, str]] = {
     "row": "q",
@@ -44,6 +44,7 @@ _NUMBERS: Final[Mapping[str, str]] = {
     "freshness_ms": "q",
     "refreshed": "b",
     "served_at_ms": "q",
+    "trends_as_of_ms": "q",
 }
 """Columns that are fields of a recommendation, ``row`` besides, and what an array of them holds."""
 _LABELS: Final = ("device_id", "arm")
@@ -68,6 +69,8 @@ class ServedManifest(msgspec.Struct, frozen=True):
     ranking: str
     list_length: int
     item_vectors: str
+    trends_weight: float
+    """β: how much the table counted that ``trends_as_of_ms`` names."""
     encoder: str
     runtimes: dict[str, str]
     """Device worker to what its models ran on, ``onnx`` or ``numpy``, as the workers themselves said."""
@@ -76,7 +79,7 @@ class ServedManifest(msgspec.Struct, frozen=True):
 
 
 class ServedLog:
-    """Collects recommendations of one replay, some 70 bytes each.
+    """Collects recommendations of one replay, some 80 bytes each.
 
     Parameters
     ----------
@@ -216,7 +219,10 @@ def read_served(folder: Path) -> ServedRun:
     try:
         raw: Any = msgspec.json.decode((folder / MANIFEST).read_bytes())
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
-            raise DatasetError(f"{folder / MANIFEST}: format {raw.get('format')}, this version reads {FORMAT}")
+            raise DatasetError(
+                f"{folder / MANIFEST}: format {raw.get('format')}, this version reads {FORMAT}",
+                remedy="run the demo again, or read it with the version that wrote it",
+            )
         manifest = msgspec.convert(raw, ServedManifest)
         outcomes, embeddings = (pl.read_parquet(folder / name) for name in (OUTCOMES, EMBEDDINGS))
     except (OSError, msgspec.MsgspecError, pl.exceptions.PolarsError) as exc:

@@ -124,8 +124,19 @@ def compare(
     outcomes = run.outcomes.unique(["row", "arm"], keep="first", maintain_order=True)
     if outcomes.is_empty():
         raise DatasetError(f"the demo in {run.path} served nothing", remedy="run it again")
-    rows, as_of, ranks = (outcomes[name].to_numpy().astype(np.int64) for name in ("row", "as_of", "rank"))
-    pipeline, moments = open_as_served(bundle, prepared, encoder, rows, as_of, on_progress=on_progress)
+    rows, as_of, trends_as_of_ms, ranks = (
+        outcomes[name].to_numpy().astype(np.int64) for name in ("row", "as_of", "trends_as_of_ms", "rank")
+    )
+    pipeline, moments = open_as_served(
+        bundle,
+        prepared,
+        encoder,
+        rows,
+        as_of,
+        trends_as_of_ms,
+        trends_weight=run.manifest.trends_weight,
+        on_progress=on_progress,
+    )
     _check_devices(run, prepared, outcomes, moments)
     names = [parse_arm(flag).name for flag in run.manifest.arms]
     found, offline = [], np.zeros(len(outcomes), np.int64)
