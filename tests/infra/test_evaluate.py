@@ -72,7 +72,7 @@ def left_behind(answer: dict, verb: str) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -> None:
+def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate, command: Command) -> None:
     done = evaluate("trends", "--json", "--moments", "60", "--gaps", "1,4", "--kept", "30")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -87,6 +87,9 @@ def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate) -
     options = left_behind(answer, "trends")["options"]
     assert (options["kept"], options["weight"], options["every_hours"]) == (30, 0.5, 24)
     assert evaluate("trends", "--gaps", "x").returncode == 2
+    off = command.run("evaluate", "trends", DRIFTLINE_CLOUD__TRENDS_HOURS="0")
+    assert off.returncode == 2
+    assert "name hours with --every-hours" in off.stderr
 
 
 def test_profiles_prints_every_template_and_what_it_costs(evaluate) -> None:
