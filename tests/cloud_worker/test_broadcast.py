@@ -268,9 +268,14 @@ def test_a_failure_is_counted_and_the_table_made_again_after_waits_that_grow(wor
     assert world.turn(LONGEST_WAIT_S) == [0]
     assert world.value("published_total") == 1
     assert world.value("published_bytes_total") == len(world.cluster.sent[0].value or b"")
+    world.cluster.refusal = refusal
     world.event(1)
     world.turn()
-    assert world.turn(SETTLE_S) == [0, 1], "and the waits begin anew"
+    failures = world.value("failures_total")
+    world.turn(SETTLE_S)
+    assert world.value("failures_total") == failures + 1
+    world.cluster.refusal = None
+    assert world.turn(FIRST_WAIT_S) == [0, 1], "the waits begin anew"
 
 
 def test_a_cluster_that_cannot_be_reached_is_a_failure_too(bundle: Bundle) -> None:
@@ -425,6 +430,21 @@ def test_events_make_a_table_appear_in_the_topic_with_what_happened_before_its_b
     finally:
         reader.stop()
         broadcaster.close()
+
+
+def test_a_reader_that_begins_again_says_so(bundle: Bundle, tmp_path: Path) -> None:
+    world = World(bundle)
+    reader = LiveReader(
+        KafkaSettings(bootstrap="127.0.0.1:9", partitions=2), Topics("", 2), bundle, tmp_path / "w",
+        CloudMetrics(CollectorRegistry()), SystemClock(), checkpoint_s=3600.0, future_tolerance_s=60.0,
+        broadcaster=world.broadcaster,
+    )  # fmt: skip
+    world.event(5)
+    world.lead().turn()
+    reader._begin_again("the topic was made anew")
+    world.index = reader.index.index
+    assert world.turn(SETTLE_S) == [5, 0]
+    assert not reader._caught_up(), "nothing is sent before the new topic was looked at"
 
 
 @dataclass
