@@ -81,7 +81,7 @@ class DeviceCore:
         What the models run on (`device_agent.serving.make_serving`), for the same bundle; its ranking and list length
         take the place of those given here. None: numpy.
     trends
-        The tables of what people take near what; `serving` must have been made with a weight for them. None: none.
+        The tables of what people take near what; `serving` must have been made for them. None: none.
 
     Raises
     ------

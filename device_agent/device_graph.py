@@ -22,7 +22,7 @@ count            i64 (R, 1)        of the whole graph alone: interactions before
 age_ms           i64 (R, 1)        of the whole graph alone: event time since the embedding was asked for
 history          i32 (R, W)        of the whole graph of a SASRec alone: the record's ring of items before it
 history_len      i64 (R, 1)        the same: how many items had gone into the ring
-added            f32 (R, C or N)   with ``trends`` alone: β z(τ), what a neighbour table adds (`streams.neighbours`)
+told             f32 (R, C or N)   with ``trends`` alone: z(τ), what a neighbour table says (`streams.neighbours`)
 ===============  ===============  =======================================================================
 
 ===============  ===============  =======================================================================
@@ -56,7 +56,7 @@ from onnx import TensorProto, helper
 
 from device_agent.fusion import SMALLEST_VARIANCE, FusionTables, ItemVectors, QuantisedRows, square_root
 from device_agent.graph_nodes import Nodes
-from device_agent.graph_srm import gru4rec, sasrec
+from device_agent.graph_srm import SRM_NODES
 from device_agent.ranking import Mode
 from device_agent.signal_head import folded
 from device_agent.signals import LARGEST_HALF, unit_vectors
@@ -101,7 +101,7 @@ def build_graph(
         How the ranking's item tables are kept: as they are, or as int8 with a scale for each item, which takes a
         quarter of the memory.
     trends
-        Whether the input `added` joins the scores. The table behind it is no constant of the bundle, it comes anew
+        Whether the input `told` joins the scores. The table behind it is no constant of the bundle, it comes anew
         every day: so it is looked up outside.
     outputs
         Which of `WHOLE`; nodes and inputs that they do not need are left out.
@@ -119,7 +119,8 @@ def build_graph(
     tables = FusionTables.of(bundle)
     _check_range(bundle, tables)
     query = _query(g, tables, found["calibrated"], found["staleness"], has)
-    catalogue = _Catalogue(g, tables, item_vectors, query, trends=trends)
+    added = _added(g, tables, query, found["staleness"]) if trends else None
+    catalogue = _Catalogue(g, tables, item_vectors, query, added)
     if ranking == "candidates":
         columns = candidates
         scores, ranked = catalogue.of_candidates(candidates)
@@ -131,7 +132,7 @@ def build_graph(
     found["ranked"] = ranked
     found["top"] = _top(g, scores, ranking, list_length, columns)
     if "hidden_after" in outputs or "recent_after" in outputs:
-        after = sasrec(g, tensors) if manifest.srm == "sasrec" else gru4rec(g, tensors)
+        after = SRM_NODES[manifest.srm](g, tensors)
         found["hidden_after"] = g("Where", _known(g), after, "hidden")
     if "recent_after" in outputs:
         found["recent_after"] = _signals(g, bundle, tables, embedding, recent, found["hidden_after"], has)
@@ -214,11 +215,13 @@ def _query(g: Nodes, tables: FusionTables, calibrated: str, staleness: str, has:
     return g("Mul", calibrated, cloud_scale), cloud_scale, g("Mul", "hidden", srm_scale), srm_scale
 
 
-def _added(g: Nodes, tables: FusionTables, query: tuple[str, str, str, str]) -> str:
-    """(R, C or N) σ β z(τ), with σ the standard deviation of the fused scores over the catalogue."""
+def _added(g: Nodes, tables: FusionTables, query: tuple[str, str, str, str], staleness: str) -> str:
+    """(R, C or N) β(s) σ z(τ), with σ the standard deviation of the fused scores over the catalogue."""
+    fresh, stale = tables.trends
+    beta = g("Add", g("Mul", staleness, g.const(stale - fresh)), g.const(fresh))
     spread = g("MatMul", g("Concat", *query, axis=1), g.const(square_root(tables.covariance)))
     variance = g("ReduceSumSquare", spread, g.ints(1), keepdims=1)
-    return g("Mul", "added", g("Sqrt", variance))
+    return g("Mul", "told", g("Mul", beta, g("Sqrt", variance)))
 
 
 def _check_range(bundle: Bundle, tables: FusionTables) -> None:
@@ -242,10 +245,15 @@ class _Catalogue:
     """The items' tables and their products with a query (R, d), (R, 1), (R, h), (R, 1)."""
 
     def __init__(
-        self, g: Nodes, tables: FusionTables, kind: ItemVectors, query: tuple[str, str, str, str], *, trends: bool
+        self,
+        g: Nodes,
+        tables: FusionTables,
+        kind: ItemVectors,
+        query: tuple[str, str, str, str],
+        added: str | None,
     ) -> None:
         self._g = g
-        self._added = _added(g, tables, query) if trends else None
+        self._added = added
         self._n_items = len(tables.rows)
         self._eight_bit = kind == "int8"
         cloud, self._cloud_bias, srm, self._srm_bias = query
@@ -443,7 +451,7 @@ def _model(g: Nodes, bundle: Bundle, outputs: Mapping[str, str], ranking: Mode, 
         "age_ms": (TensorProto.INT64, ["R", 1]),
         "history": (TensorProto.INT32, ["R", manifest.window]),
         "history_len": (TensorProto.INT64, ["R", 1]),
-        "added": (TensorProto.FLOAT, ["R", columns]),
+        "told": (TensorProto.FLOAT, ["R", columns]),
     }
     results: dict[str, tuple[int, list[str | int]]] = {
         "staleness": (TensorProto.FLOAT, ["R", 1]),

@@ -47,12 +47,15 @@ class FusionTables:
         (D, D) float64, of the rows.
     alpha
         α₀ and α₁: weight of the cloud's z-scores at staleness 0 and 1.
+    trends
+        β₀ and β₁: weight of what a neighbour table says (`streams.neighbours`) at staleness 0 and 1.
     """
 
     rows: Floats
     split: int
     covariance: npt.NDArray[np.float64]
     alpha: tuple[float, float]
+    trends: tuple[float, float]
 
     @property
     def cloud_covariance(self) -> npt.NDArray[np.float64]:
@@ -76,12 +79,13 @@ class FusionTables:
         parts = ("item_vectors", "item_bias", "srm.item_out", "srm.bias_out")
         rows = np.column_stack([tensors[name].astype(np.float64) for name in parts])
         rows -= rows.mean(axis=0)
-        fresh, stale = tensors["fusion.alpha"].tolist()
+        alpha, trends = (tensors[f"fusion.{name}"].tolist() for name in ("alpha", "trends"))
         return FusionTables(
             rows=rows.astype(np.float32),
             split=tensors["item_vectors"].shape[1] + 1,
             covariance=rows.T @ rows / len(rows),
-            alpha=(fresh, stale),
+            alpha=(alpha[0], alpha[1]),
+            trends=(trends[0], trends[1]),
         )
 
     def rounded(self) -> FusionTables:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from device_agent.din import decay_and_inputs
 from device_agent.graph_nodes import Nodes
 from device_agent.layer_norm import EPSILON
 from device_agent.sasrec import SasrecTables
@@ -34,6 +36,13 @@ def gru4rec(g: Nodes, tensors: Mapping[str, Floats]) -> str:
     update = g("Sigmoid", g("Add", update_in, update_hidden))
     new = g("Tanh", g("Add", new_in, g("Mul", reset, new_hidden)))
     return g("Add", new, g("Mul", update, g("Sub", "hidden", new)))
+
+
+def din(g: Nodes, tensors: Mapping[str, Floats]) -> str:
+    """(R, h) DIN's state after `items`, as in `device_agent.din`."""
+    decay, inputs = decay_and_inputs(tensors)
+    added = g("Gather", g.const(inputs), g("Squeeze", "items", g.ints(1)))
+    return g("Add", g("Mul", "hidden", g.const(decay)), added)
 
 
 def sasrec(g: Nodes, tensors: Mapping[str, Floats]) -> str:
@@ -71,3 +80,11 @@ def sasrec(g: Nodes, tensors: Mapping[str, Floats]) -> str:
         x = g("Add", x, linear(inner, block.second, block.second_bias))
     weight, bias = (g.const(each) for each in tables.norm)
     return g("Squeeze", g("LayerNormalization", x, weight, bias, epsilon=EPSILON), g.ints(1))
+
+
+SRM_NODES: Final[Mapping[str, Callable[[Nodes, Mapping[str, Floats]], str]]] = {
+    "gru4rec": gru4rec,
+    "sasrec": sasrec,
+    "din": din,
+}
+"""By the manifest's ``srm``."""

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from device_agent.device_graph import SERVED, build_graph, dense_pays
 from device_agent.fusion import ItemVectors
 from device_agent.ranking import Mode
-from device_agent.serving import Pairs, RuntimeName, Served, trends_added
+from device_agent.serving import Pairs, RuntimeName, Served, told
 from streams.bundle import Bundle
 from streams.neighbours import NeighbourTable
 
@@ -38,7 +38,7 @@ class OnnxServing:
         list_length: int = 10,
         candidates: int = 100,
         item_vectors: ItemVectors = "float32",
-        trends_weight: float = 0.0,
+        trends: bool = False,
     ) -> None:
         self.runtime: RuntimeName = "onnx"
         self.ranking: Mode = ranking
@@ -49,7 +49,7 @@ class OnnxServing:
             candidates=candidates,
             list_length=list_length,
             item_vectors=item_vectors,
-            trends=trends_weight > 0,
+            trends=trends,
             outputs=SERVED,
         )
         # Folding constants would turn int8 tables into float32 ones when the graph is loaded.
@@ -59,10 +59,10 @@ class OnnxServing:
         manifest = bundle.manifest
         gathers = ranking == "candidates" and not dense_pays(manifest.n_items, candidates)
         row_bytes = 4 * (candidates * (manifest.d + manifest.srm_dim) if gathers else manifest.n_items)
-        self._trends_weight = np.float32(trends_weight)
-        if trends_weight:
+        self._trends = trends
+        if trends:
             row_bytes = 4 * manifest.n_items  # a table's sums are made for the whole catalogue
-        self._added_columns = candidates if ranking == "candidates" else manifest.n_items
+        self._columns = candidates if ranking == "candidates" else manifest.n_items
         self._block = max(BOUND_ROWS, _BLOCK_BYTES // row_bytes)
 
     def __call__(self, pairs: Pairs, table: NeighbourTable | None = None) -> Served:
@@ -93,11 +93,11 @@ class OnnxServing:
         }
         if self._choice:
             inputs[self._choice] = pairs.choice
-        if self._trends_weight:
+        if self._trends:
             if table is None:
-                inputs["added"] = np.zeros((len(pairs.items), self._added_columns), np.float32)
+                inputs["told"] = np.zeros((len(pairs.items), self._columns), np.float32)
             else:
-                inputs["added"] = trends_added(pairs, table, self._trends_weight, self.ranking)
+                inputs["told"] = told(pairs, table, self.ranking)
         return inputs
 
 

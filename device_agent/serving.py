@@ -29,7 +29,7 @@ RuntimeName = Literal["onnx", "numpy"]
 """What really serves: it stands in a worker's status file."""
 
 TRENDS_BLOCK: Final = 512 << 10
-"""Cells of what a table adds, made at a time: so that they stay in the processor's caches."""
+"""Cells of what a table says, made at a time: so that they stay in the processor's caches."""
 
 
 class Pairs(NamedTuple):
@@ -95,8 +95,6 @@ class NumpyServing:
     ----------
     item_vectors
         ``"int8"`` ranks with the rounded tables of the int8 graph; it saves no memory here.
-    trends_weight
-        β: what a neighbour table says counts so much beside the scores.
     """
 
     def __init__(
@@ -106,7 +104,6 @@ class NumpyServing:
         ranking: Mode = "catalogue",
         list_length: int = 10,
         item_vectors: ItemVectors = "float32",
-        trends_weight: float = 0.0,
     ) -> None:
         tables = FusionTables.of(bundle)
         self.runtime: RuntimeName = "numpy"
@@ -114,7 +111,8 @@ class NumpyServing:
         self.list_length = list_length
         self._phi = slice(-len(PHI), None)
         self._d = bundle.manifest.d
-        self._trends_weight = np.float32(trends_weight)
+        fresh, stale = tables.trends
+        self._trends, self._trends_slope = np.float32(fresh), np.float32(stale - fresh)
         self._block = max(1, TRENDS_BLOCK // bundle.manifest.n_items)
         self._calibrate = Calibrator(bundle.device)
         self._staleness = StalenessModel(bundle.device)
@@ -126,7 +124,7 @@ class NumpyServing:
 
     def __call__(self, pairs: Pairs, table: NeighbourTable | None = None) -> Served:
         """See `Serving`."""
-        if table is None or not self._trends_weight:
+        if table is None:
             return self._serve(pairs, None)
         blocks = [slice(at, at + self._block) for at in range(0, len(pairs.items), self._block)]
         parts = [self._serve(part, table) for part in map(pairs.take, blocks)]
@@ -141,7 +139,7 @@ class NumpyServing:
             staleness[lacking] = 1
         known = None if lacking is None else has
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, known, staleness)
-        added = self._added(queries, pairs, table)
+        added = None if table is None else self._added(queries, pairs, table, staleness)
         if self.ranking == "catalogue":
             found = self._ranker.catalogue(queries, pairs.items[:, 0], pairs.choice.view(np.uint8), added)
         else:
@@ -158,25 +156,24 @@ class NumpyServing:
         has = pairs.gap[:, 0] >= 0
         staleness = self._staleness(pairs.recent[:, self._phi], has)
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, has, staleness)
-        added = self._added(queries, pairs, table)
+        added = None if table is None else self._added(queries, pairs, table, staleness)
         if self.ranking == "catalogue":
             return self._ranker.catalogue_scores(queries, pairs.choice.view(np.uint8), added)
         return self._ranker.candidate_scores(queries, pairs.choice.view(np.int32), added)
 
-    def _added(self, queries: Floats, pairs: Pairs, table: NeighbourTable | None) -> Floats | None:
-        if table is None:
-            return None
-        return trends_added(pairs, table, self._trends_weight, self.ranking) * self._ranker.spread(queries)
+    def _added(self, queries: Floats, pairs: Pairs, table: NeighbourTable, staleness: Floats) -> Floats:
+        """(R, C or N) β(s) σ z(τ)."""
+        weight = (self._trends + self._trends_slope * staleness)[:, None] * self._ranker.spread(queries)
+        return told(pairs, table, self.ranking) * weight
 
 
-def trends_added(pairs: Pairs, table: NeighbourTable, weight: np.float32, ranking: Mode) -> Floats:
-    """(R, C or N) β z(τ), see `streams.neighbours`; 0 for what is no candidate."""
-    added = table.standardised(pairs.last)
-    added *= weight
+def told(pairs: Pairs, table: NeighbourTable, ranking: Mode) -> Floats:
+    """(R, C or N) z(τ), see `streams.neighbours`; 0 for what is no candidate."""
+    found = table.standardised(pairs.last)
     if ranking == "catalogue":
-        return added
+        return found
     candidates = pairs.choice.view(np.int32)
-    return np.where(candidates >= 0, np.take_along_axis(added, candidates, axis=1), np.float32(0))
+    return np.where(candidates >= 0, np.take_along_axis(found, candidates, axis=1), np.float32(0))
 
 
 def make_serving(
@@ -187,7 +184,7 @@ def make_serving(
     list_length: int = 10,
     candidates: int = 100,
     item_vectors: ItemVectors = "float32",
-    trends_weight: float = 0.0,
+    trends: bool = False,
 ) -> Serving:
     """What the setting `device.runtime` names.
 
@@ -197,8 +194,8 @@ def make_serving(
         ``"auto"``: ONNX Runtime where it can be imported, otherwise numpy and a line in the log.
     candidates
         C, length of the candidate lists.
-    trends_weight
-        β: what a neighbour table says counts so much beside the scores; with 0 tables are not looked at.
+    trends
+        Whether there will be neighbour tables: a graph that has no place for them is a little quicker.
 
     Raises
     ------
@@ -222,9 +219,7 @@ def make_serving(
                 list_length=list_length,
                 candidates=candidates,
                 item_vectors=item_vectors,
-                trends_weight=trends_weight,
+                trends=trends,
             )
             return serving
-    return NumpyServing(
-        bundle, ranking=ranking, list_length=list_length, item_vectors=item_vectors, trends_weight=trends_weight
-    )
+    return NumpyServing(bundle, ranking=ranking, list_length=list_length, item_vectors=item_vectors)

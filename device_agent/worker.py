@@ -90,9 +90,9 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         list_length=settings.device.list_length,
         candidates=settings.cloud.candidates,
         item_vectors=settings.device.item_vectors,
-        trends_weight=settings.device.trends_weight,
+        trends=settings.device.trends,
     )
-    board = TrendsBoard() if settings.device.trends_weight else None
+    board = TrendsBoard() if settings.device.trends else None
     core = DeviceCore(
         bundle,
         options.experiment.arms,

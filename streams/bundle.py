@@ -31,7 +31,7 @@ from safetensors.numpy import save as save_tensors
 
 from streams.errors import BundleError
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.msgpack"
 DEVICE: Final = "device.safetensors"
@@ -56,9 +56,7 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "item_vectors": "(N, d) item vectors v_i of the shared space",
     "item_bias": "(N,) item biases b_i of the shared space",
     "popularity": "(N,) interactions of each item in the training period",
-    "srm.item_in": "(N, h) the SRM's input embeddings",
-    "srm.norm.weight": "(h,) LayerNorm over the input embedding",
-    "srm.norm.bias": "(h,)",
+    "srm.item_in": "(N, h) the SRM's input embeddings; of a DIN, what an item adds to a state",
     "srm.item_out": "(N, h) output embeddings",
     "srm.bias_out": "(N,) output biases",
     "phi.mean": "(P,) standardisation of the signals",
@@ -78,6 +76,7 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "worth.2.weight": "(1, R)",
     "worth.2.bias": "(1,)",
     "fusion.alpha": "(2,) weight of the cloud's z-scores at staleness 0 and at staleness 1; the rest is the SRM's",
+    "fusion.trends": "(2,) β of `streams.neighbours` at staleness 0 and at staleness 1, as without an embedding",
 }
 """What every device part has, whatever its SRM; `device_tensors` adds what that has."""
 
@@ -98,14 +97,22 @@ _SASREC_BLOCK: Final[Mapping[str, str]] = {
     "feed.2.bias": "(h,)",
 }
 SASREC_BLOCKS: Final = 2
+DIN_PARTS: Final = 4
+"""Of a DIN's activation unit, which is a sum of so many products (`cloud_worker.training.srm.din`)."""
+_INPUT_NORM: Final[Mapping[str, str]] = {
+    "srm.norm.weight": "(h,) LayerNorm over the input embedding",
+    "srm.norm.bias": "(h,)",
+}
 SRM_TENSORS: Final[Mapping[str, Mapping[str, str]]] = {
     "gru4rec": {
+        **_INPUT_NORM,
         "srm.gru.weight_ih": "(3h, h) GRU, gates in torch's order r, z, n",
         "srm.gru.weight_hh": "(3h, h)",
         "srm.gru.bias_ih": "(3h,)",
         "srm.gru.bias_hh": "(3h,)",
     },
     "sasrec": {
+        **_INPUT_NORM,
         "srm.positions": "(W, h) vectors of the places in a window, its oldest interaction first",
         **{
             f"srm.blocks.{nth}.{name}": meaning
@@ -114,6 +121,20 @@ SRM_TENSORS: Final[Mapping[str, Mapping[str, str]]] = {
         },
         "srm.last_norm.weight": "(h,) LayerNorm over the output",
         "srm.last_norm.bias": "(h,)",
+    },
+    "din": {
+        "srm.decay": "(h,) share of the state that is left after an interaction, in [0, 1]",
+        # A device reads the one above and the two tables. Those below made them: with them training can go on.
+        "srm.decay_logit": f"({DIN_PARTS},) its logit, of each part",
+        "srm.items": f"(N, h / {DIN_PARTS}) item embeddings",
+        "srm.norm.weight": f"(h / {DIN_PARTS},) LayerNorm over them",
+        "srm.norm.bias": f"(h / {DIN_PARTS},)",
+        "srm.taken.weight": f"({DIN_PARTS}, h / {DIN_PARTS}) activation unit: the factor of an item that was taken",
+        "srm.taken.bias": f"({DIN_PARTS},)",
+        "srm.candidate.weight": f"({DIN_PARTS}, h / {DIN_PARTS}) the factor of an item that is scored",
+        "srm.candidate.bias": f"({DIN_PARTS},)",
+        "srm.value.weight": f"(h, h / {DIN_PARTS}) item to what it adds to a state, less the activation",
+        "srm.value.bias": "(h,)",
     },
 }
 """Which tensors each SRM has of its own; the manifest's ``srm`` says which of them it is."""
@@ -370,6 +391,7 @@ def _check(
         "d": d,
         "h": h,
         "3h": 3 * h,
+        f"h / {DIN_PARTS}": -1 if h % DIN_PARTS else h // DIN_PARTS,
         "P": len(PHI),
         "2d + h + P": 2 * d + h + len(PHI),
         "T": manifest.text_dim,

@@ -5,11 +5,12 @@ further apart weighing `DECAY` less with each place, and n_i how often i was tak
 K others with the largest C_ij / sqrt(n_i n_j). With it a device adds to the scores that it serves by
 
     τ(i) = Σ_k DECAY^k C[j_k, i] / sqrt(n_(j_k) n_i)        j_0, j_1, …: its user's last items, newest first
-    served(i) + β σ z(τ)(i)                                σ: standard deviation of what is served, over the catalogue
+    served(i) + β(s) σ z(τ)(i)                             σ: standard deviation of what is served, over the catalogue
 
-so both sides weigh as if they were standardised. The formula is that of item-kNN (Sarwar et al. 2001, "Item-based
-collaborative filtering recommendation algorithms") over neighbouring interactions instead of whole users; that one
-record serves all devices, and what it is added to, is ours.
+so both sides weigh as if they were standardised. β follows the staleness s as the weight of the cloud does
+(`device_agent.fusion`): a fresh embedding knows what others did, a stale one does not, and without one s is 1. The
+formula is that of item-kNN (Sarwar et al. 2001, "Item-based collaborative filtering recommendation algorithms") over
+neighbouring interactions instead of whole users; that one record serves all devices, and what it is added to, is ours.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ class DeviceSettings(_Group):
     """What the models run on: one ONNX graph, or numpy; auto: ONNX Runtime where it is installed."""
     item_vectors: Literal["float32", "int8"] = "float32"
     """How the item tables that rank are kept: int8 takes a quarter of the memory and ranks a little differently."""
-    trends_weight: float = Field(0.5, ge=0, le=1000)
-    """How much what people take near what (trends.v1) weighs beside the models' scores; 0: it is not read."""
+    trends: bool = True
+    """Read what people take near what (trends.v1), and add it to the models' scores as the bundle says."""
     future_tolerance_s: float = Field(86_400.0, ge=0)
     """An event further than this ahead of the wall clock is dead-lettered."""
 

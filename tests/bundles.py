@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streams.bundle import PHI, SRM_TENSORS, Bundle, Items, Period, load_bundle, save_bundle
+from streams.bundle import DIN_PARTS, PHI, SRM_TENSORS, Bundle, Items, Period, load_bundle, save_bundle
 
 ENCODER_ID = "test-encoder"
 GENRES = ("comedy", "drama", "horror", "science fiction", "animation")
@@ -64,10 +64,11 @@ def make_bundle(
         "worth.2.weight": 0.1 * normal(1, 8),
         "worth.2.bias": np.zeros(1, np.float32),
         "fusion.alpha": np.array([0.6, 0.4], np.float32),
+        "fusion.trends": np.array([0.2, 0.7], np.float32),
     }
-    if srm == "sasrec":
-        device = {name: tensor for name, tensor in device.items() if not name.startswith("srm.gru.")}
-        device |= sasrec_tensors(np.random.default_rng(seed), h, window)
+    if srm != "gru4rec":
+        device = {name: tensor for name, tensor in device.items() if name not in SRM_TENSORS["gru4rec"]}
+        device |= srm_tensors(srm, np.random.default_rng(seed), n_items, h, window)
     cloud = {
         "projector.0.weight": normal(256, text_dim, scale=text_dim**-0.5),
         "projector.0.bias": normal(256),
@@ -129,11 +130,32 @@ def make_bundle(
     return load_bundle(path)
 
 
-def sasrec_tensors(rng: np.random.Generator, h: int, window: int) -> dict[str, np.ndarray]:
-    """Random tensors of a SASRec's own, of the sizes that training leads to."""
+def srm_tensors(srm: str, rng: np.random.Generator, n_items: int, h: int, window: int) -> dict[str, np.ndarray]:
+    """Random tensors of an SRM's own, of the sizes that training leads to; a DIN's tables are those of its network."""
+    part = h // DIN_PARTS
+    sizes = {"N": n_items, "h": h, "W": window, f"h / {DIN_PARTS}": part, str(DIN_PARTS): DIN_PARTS}
     tensors = {}
-    for name, meaning in SRM_TENSORS["sasrec"].items():
-        shape = {"(h,)": (h,), "(h, h)": (h, h), "(W, h)": (window, h)}[meaning[: meaning.index(")") + 1]]
+    for name, meaning in SRM_TENSORS[srm].items():
+        shape = [sizes[each.strip()] for each in meaning[1 : meaning.index(")")].split(",") if each.strip()]
         centre = 1.0 if name.endswith("norm.weight") else 0.0
         tensors[name] = rng.normal(centre, h**-0.5 if len(shape) == 2 else 0.1, shape).astype(np.float32)
-    return tensors
+    return tensors | din_tables(tensors) if srm == "din" else tensors
+
+
+def din_tables(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the network of a DIN makes of its items, as its definition has it; torch is not needed for that."""
+    t = {name: each.astype(np.float64) for name, each in tensors.items()}
+    e = t["srm.items"]
+    x = (e - e.mean(axis=1, keepdims=True)) / np.sqrt(e.var(axis=1, keepdims=True) + 1e-5)
+    x = x * t["srm.norm.weight"] + t["srm.norm.bias"]
+    taken, candidate = (
+        np.logaddexp(0, x @ t[f"srm.{each}.weight"].T + t[f"srm.{each}.bias"])[:, :, None]
+        for each in ("taken", "candidate")
+    )
+    value = (x @ t["srm.value.weight"].T + t["srm.value.bias"]).reshape(len(e), DIN_PARTS, -1)
+    tables = {
+        "srm.item_in": (taken * value).reshape(len(e), -1),
+        "srm.item_out": (candidate * e[:, None]).reshape(len(e), -1),
+        "srm.decay": np.repeat(1 / (1 + np.exp(-t["srm.decay_logit"])), e.shape[1]),
+    }
+    return {name: each.astype(np.float32) for name, each in tables.items()}

@@ -43,8 +43,8 @@ class InProcess:
         Interactions of its device that an embedding misses on its way.
     ahead
         Interactions of everybody that the live index reads before a request's own.
-    trends_weight
-        β; 0: no neighbour table is made.
+    trends
+        Make neighbour tables.
     """
 
     def __init__(
@@ -57,14 +57,13 @@ class InProcess:
         *,
         late: int = 2,
         ahead: int = 0,
-        trends_weight: float = 0.5,
+        trends: bool = True,
     ) -> None:
         self.bundle, self.prepared = bundle, prepared
         self.arms: list[ArmSpec] = [parse_arm(arm) for arm in arms]
         self.late, self.ahead = late, ahead
-        self.trends_weight = trends_weight
-        self.board = TrendsBoard() if trends_weight else None
-        serving = make_serving(bundle, runtime, candidates=CANDIDATES, trends_weight=trends_weight)  # type: ignore[arg-type]
+        self.board = TrendsBoard() if trends else None
+        serving = make_serving(bundle, runtime, candidates=CANDIDATES, trends=trends)  # type: ignore[arg-type]
         self.runtime = serving.runtime
         self.core = DeviceCore(bundle, self.arms, serving=serving, candidates=CANDIDATES, trends=self.board)
         self.live = SharedIndex(LiveIndex.from_state(bundle.manifest.n_items, live_options(bundle), dict(bundle.live)))
@@ -212,7 +211,6 @@ class InProcess:
             ranking="catalogue",
             list_length=10,
             item_vectors="float32",
-            trends_weight=self.trends_weight,
             encoder="none",
             runtimes={"device-1": self.runtime},
             recommendations=recommendations,

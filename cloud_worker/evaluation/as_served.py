@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import whole_histories
-from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of
-from cloud_worker.evaluation.trends import added_by, tables_at
+from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of, trends_weight_of
 from cloud_worker.live.neighbour_counts import neighbours_kept
 from cloud_worker.live.reader import live_options
 from cloud_worker.training import calibrator, evaluate
@@ -34,6 +33,7 @@ from cloud_worker.training.metrics import Ranks
 from cloud_worker.training.served import bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
+from cloud_worker.training.trends import added_by, tables_at
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
@@ -93,8 +93,6 @@ class AsServed:
         embedding was served from: the cloud is asked for nothing else, since that is what costs.
     tables
         By as_of: those that the moments were served with.
-    trends_weight
-        β of the devices that served.
     """
 
     bundle: Bundle
@@ -102,7 +100,6 @@ class AsServed:
     repair: calibrator.Calibrator
     head: SignalHead
     tables: Mapping[int, NeighbourTable]
-    trends_weight: float
 
     def embeddings(self, moments: Moments) -> Floats:
         """(Q, d) what the offline cloud would have sent to moments that had an embedding."""
@@ -122,7 +119,8 @@ class AsServed:
         has = moments.as_of >= 0
         without = np.flatnonzero(~has)
         alone = bench.moments(snapshots.find(moments.users[without], moments.positions[without]))
-        added = added_by(self.tables, alone, moments.trends_as_of_ms[without], self.trends_weight)
+        beta = trends_weight_of(self.bundle, staleness[without])
+        added = added_by(self.tables, alone, moments.trends_as_of_ms[without], beta)
         ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0, added)
         rows = np.flatnonzero(has)
         some = moments.take(rows)
@@ -137,7 +135,8 @@ class AsServed:
             repaired = calibrator.apply(self.repair, data)
             alpha = alpha_of(self.bundle, staleness[rows])
             served = bench.moments(pairs.fresh)
-            added = added_by(self.tables, served, some.trends_as_of_ms, self.trends_weight)
+            beta = trends_weight_of(self.bundle, staleness[rows])
+            added = added_by(self.tables, served, some.trends_as_of_ms, beta)
             ranks[rows] = evaluate.ranks(bench.catalogue, served, repaired, alpha, added)
         return Offline(ranks, staleness)
 
@@ -195,7 +194,6 @@ def open_as_served(
     as_of: Ints,
     trends_as_of_ms: Ints,
     *,
-    trends_weight: float,
     on_progress: OnProgress = lambda _stage, _done, _total: None,
 ) -> tuple[AsServed, Moments]:
     """Let every part of the bundle look at the moments of recommendations.
@@ -204,8 +202,6 @@ def open_as_served(
     ----------
     rows, as_of, trends_as_of_ms
         See `moments_of`.
-    trends_weight
-        β of the devices that served.
 
     Raises
     ------
@@ -240,6 +236,5 @@ def open_as_served(
         calibrator.Calibrator.from_tensors(bundle.device),
         SignalHead.from_tensors(bundle.device, "staleness"),
         tables,
-        trends_weight,
     )
     return served, moments

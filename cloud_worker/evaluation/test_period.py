@@ -25,6 +25,7 @@ from cloud_worker.training.networks import Answers, Networks, fitted
 from cloud_worker.training.served import OnProgress, answers_of, bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
+from cloud_worker.training.trends import between
 from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
 from streams.datasets import Prepared
@@ -32,7 +33,16 @@ from streams.errors import DatasetError
 
 Floats = npt.NDArray[np.float32]
 
-__all__ = ["GAPS", "OnProgress", "TestPeriod", "alpha_of", "ask_cloud", "load_test_period", "staleness_of"]
+__all__ = [
+    "GAPS",
+    "OnProgress",
+    "TestPeriod",
+    "alpha_of",
+    "ask_cloud",
+    "load_test_period",
+    "staleness_of",
+    "trends_weight_of",
+]
 
 GAPS: Final = (0, 1, 2, 4, 8, 16, 32)
 
@@ -112,6 +122,12 @@ def alpha_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray
     """(Q,) weight of the cloud in a bundle's fusion, at staleness s (Q,)."""
     fresh, stale = (float(each) for each in bundle.device["fusion.alpha"])
     return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
+
+
+def trends_weight_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """(Q,) β of a bundle at staleness s (Q,), 1 without an embedding."""
+    fresh, stale = (float(each) for each in bundle.device["fusion.trends"])
+    return between(fresh, stale, staleness)
 
 
 def load_test_period(

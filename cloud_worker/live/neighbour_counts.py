@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 PAIRS: Final = 400_000
 """Cells of a table, of six bytes each: what one costs, up to a catalogue of 50,000 items."""
-MOST_KEPT: Final = 64
+MOST_KEPT: Final = 256
 LEAST_KEPT: Final = 8
 """Bounds of K: more neighbours say little more, fewer say too little."""
 _INDEX_BITS: Final = 24

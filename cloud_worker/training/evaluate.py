@@ -107,7 +107,31 @@ def ranks(
     added
         None: nothing is.
     """
-    return np.asarray(ranks_for_alphas(catalogue, moments, embeddings, (alpha,), added)[0])
+    if added is None:
+        return np.asarray(ranks_for_alphas(catalogue, moments, embeddings, (alpha,))[0])
+    return np.asarray(ranks_for_weights(catalogue, moments, embeddings, alpha, added, (np.ones(len(moments)),))[0])
+
+
+def ranks_for_weights(
+    catalogue: Catalogue,
+    moments: Moments,
+    embeddings: Floats | None,
+    alpha: float | npt.NDArray[np.floating],
+    added: Added,
+    weights: Sequence[npt.NDArray[np.floating]],
+) -> npt.NDArray[np.int64]:
+    """(len(weights), Q) ranks with so many times what is added, (Q,) each; the scores are computed once."""
+    found = np.zeros((len(weights), len(moments)), np.int64)
+    alphas = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))
+    for rows, part in moments.blocks():
+        scores = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
+        if embeddings is not None:
+            cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
+            scores = standardised(fused(cloud, scores, alphas[rows]))
+        more, seen, targets = added(rows), part.seen(), part.targets
+        for index, weight in enumerate(weights):
+            found[index, rows] = ranks_of(scores + weight[rows].astype(np.float32)[:, None] * more, targets, seen)
+    return found
 
 
 def ranks_for_alphas(
@@ -115,21 +139,17 @@ def ranks_for_alphas(
     moments: Moments,
     embeddings: Floats | None,
     alphas: Sequence[float | npt.NDArray[np.floating]],
-    added: Added | None = None,
 ) -> npt.NDArray[np.int64]:
-    """(len(alphas), Q) ranks for each α; the scores, and what is added to them, are computed once."""
+    """(len(alphas), Q) ranks for each α; the scores are computed once."""
     found = np.zeros((len(alphas), len(moments)), np.int64)
     for rows, part in moments.blocks():
         srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
         cloud = None
         if embeddings is not None:
             cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
-        more = None if added is None else added(rows)
         seen, targets = part.seen(), part.targets
         for index, alpha in enumerate(alphas):
             each = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))[rows]
             scores = srm if cloud is None else fused(cloud, srm, each)
-            if more is not None:
-                scores = standardised(scores) + more
             found[index, rows] = ranks_of(scores, targets, seen)
     return found

@@ -1,10 +1,11 @@
-"""Choosing α and the heads on the validation period, and telling what everything is worth there."""
+"""Choosing α, β and the heads on the validation period, and telling what everything is worth there."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from cloud_worker.blend import Blend
@@ -20,6 +21,7 @@ from cloud_worker.training.options import Progress
 from cloud_worker.training.run import Run
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, pairs_of
+from cloud_worker.training.trends import WEIGHTS, Told, between
 from cloud_worker.training.worth import expected_gains
 from cloud_worker.training.worth import fit as fit_worth
 
@@ -36,11 +38,12 @@ class Judged(NamedTuple):
 
     Attributes
     ----------
-    alphas
-        α at staleness 0 and 1.
+    alphas, trends
+        α and β at staleness 0 and 1.
     """
 
     alphas: tuple[float, float]
+    trends: tuple[float, float]
     staleness: SignalHead
     worth: SignalHead
     metrics: dict[str, float]
@@ -53,8 +56,9 @@ def judge(
     answers: Answers,
     blend: Blend,
     space: tuple[Tensor, Tensor],
+    told: Told,
 ) -> Judged:
-    """α, the heads, and what every model is worth on the validation period.
+    """α, β, the heads, and what every model is worth on the validation period.
 
     Parameters
     ----------
@@ -88,6 +92,16 @@ def judge(
     weight = best_weight(bench.catalogue, bench.moments(served.fresh), lists)
     run.on_progress(Progress("choosing α", 1, 1, f"α {fresh_alpha:.2f} fresh, {stale_alpha:.2f} stale"))
 
+    run.on_progress(Progress("choosing β", 0, 1))
+    fresh_told = told.ranks(bench.catalogue, every, bench.embeddings[at], fresh_alpha, _each(len(every)))
+    fresh_beta = best_alpha(fresh_told, WEIGHTS)
+    stale_told = told.ranks(
+        bench.catalogue, moments, repaired, alphas, [between(fresh_beta, stale, s) for stale in WEIGHTS]
+    )
+    alone_told = told.ranks(bench.catalogue, every, None, 0.0, _each(len(every)))
+    stale_beta = best_alpha(np.concatenate([stale_told, alone_told], axis=1), WEIGHTS)
+    run.on_progress(Progress("choosing β", 1, 1, f"β {fresh_beta:.1f} fresh, {stale_beta:.1f} stale"))
+
     found: dict[str, float] = {}
     popularity = run.histories.popularity(valid=False).astype(np.float32)
     found |= summary("popularity", evaluate.constant_ranks(popularity, every))
@@ -112,11 +126,16 @@ def judge(
     found |= summary(f"fused_fresh@gap{GAP}", fresh_ranks[far])
     found |= summary(f"fused_stale@gap{GAP}", stale_ranks[far])
     found |= summary(f"fused_calibrated@gap{GAP}", served_ranks[far])
+    found |= summary("srm+trends", alone_told[WEIGHTS.index(stale_beta)])
+    found |= summary("fused_fresh+trends", fresh_told[WEIGHTS.index(fresh_beta)])
+    found |= summary(f"fused_calibrated+trends@gap{GAP}", stale_told[WEIGHTS.index(stale_beta), far])
     found |= {
         "moments": float(len(every)),
         f"moments@gap{GAP}": float(far.sum()),
         "alpha.fresh": fresh_alpha,
         "alpha.stale": stale_alpha,
+        "trends.fresh": fresh_beta,
+        "trends.stale": stale_beta,
         LEARNED: weight,
         "blend.live": blend.live,
         "blend.text": blend.text,
@@ -128,4 +147,9 @@ def judge(
         "worth.share": float(pays.mean()) if len(pairs) else 0.0,
         "worth.mean": float(realised.mean()) if len(pairs) else 0.0,
     }
-    return Judged((fresh_alpha, stale_alpha), staleness.head, worth.head, found)
+    return Judged((fresh_alpha, stale_alpha), (fresh_beta, stale_beta), staleness.head, worth.head, found)
+
+
+def _each(moments: int) -> list[npt.NDArray[np.float64]]:
+    """Each β for all moments."""
+    return [np.full(moments, weight) for weight in WEIGHTS]

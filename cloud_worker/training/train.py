@@ -3,8 +3,8 @@
 1. histories up to the test period; nothing later is read;
 2. on the training period: the SRM and the cloud's sequence network, while another thread encodes texts and asks the
    live index about the past, and then another process trains the SRM of step 4 and the second one; the projector;
-3. on the validation period: the live formula, the blend, α, the heads over the signals, what everything is worth; the
-   calibrator is distilled on the training period before;
+3. on the validation period: the live formula, the blend, α, β, the heads over the signals, what everything is worth;
+   the calibrator is distilled on the training period before;
 4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
 5. save.
 """
@@ -45,7 +45,8 @@ from cloud_worker.training.options import OnProgress, Progress, TrainOptions, si
 from cloud_worker.training.run import Run, torch_device
 from cloud_worker.training.snapshots import Pairs, Snapshots, pairs_of
 from cloud_worker.training.srm_trainings import second_to_the_end, srm_to_the_end, train_second, train_srm
-from streams.bundle import Items, Manifest, refuse_to_replace, save_bundle
+from cloud_worker.training.trends import Told
+from streams.bundle import Items, Manifest, Period, refuse_to_replace, save_bundle
 from streams.datasets import Prepared, Split
 from streams.errors import TrainingError
 from streams.events import event_hash
@@ -92,7 +93,7 @@ def train_bundle(
     checkpoints = Checkpoints(out, (prepared.manifest.hash, split, options, encoder.model_id, driftline_version()))
     run = Run(histories, options, prepared.exclude_seen, device, checkpoints, on_progress)
     with Background(run, encoder, titles, categories) as background:
-        stage = _first_stage(run, background)
+        stage = _first_stage(run, background, split.valid)
         bundle = _second_stage(run, background, stage) if options.retrain else stage
         controls = _controls(run, background, stage, bundle) if options.controls else None
     metrics = stage.metrics | {"seconds": time.monotonic() - started}
@@ -137,6 +138,7 @@ def train_bundle(
             **stage.judged.staleness.tensors("staleness"),
             **stage.judged.worth.tensors("worth"),
             "fusion.alpha": np.array(stage.judged.alphas, np.float32),
+            "fusion.trends": np.array(stage.judged.trends, np.float32),
         },
         bundle.networks.projector.tensors() | bundle.networks.sequence.tensors(),
         _seed_of_live(histories, stage.live),
@@ -160,7 +162,7 @@ class _Stage:
     metrics: dict[str, float]
 
 
-def _first_stage(run: Run, background: Background) -> _Stage:
+def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     """Everything on the training period; choices and measures on the validation period."""
     options, histories, snapshots = run.options, run.histories, background.snapshots
     small = train_srm(run)
@@ -213,7 +215,14 @@ def _first_stage(run: Run, background: Background) -> _Stage:
     run.seed_torch("calibrator")
     repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden).to(run.device)
     _distil(run, "calibrator", repair, bench, pairs, options.calibrator.epochs, generator)
-    judged = judge(run, bench, repair, answers.take(at), blend, space)
+    told = Told(
+        histories,
+        valid.start_ms,
+        valid.end_ms,
+        ring=formula.ring,
+        on_done=lambda done, total: run.on_progress(Progress("neighbour tables", done, total)),
+    )
+    judged = judge(run, bench, repair, answers.take(at), blend, space, told)
     metrics = judged.metrics
     metrics |= {f"live.{index}": value for index, value in enumerate(live_values)}
     metrics |= {"snapshots": float(len(snapshots)), "encoded": float(snapshots.encoded.sum())}

@@ -97,7 +97,7 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
     if len(made := tables.filter(tables >= 0)):
         notes.append(
             f"{len(made) / len(tables):.1%} of the recommendations were served with one of {made.n_unique()} tables of "
-            f"what people take near what, β {manifest.trends_weight:g}; offline each is made from all interactions "
+            "what people take near what; offline each is made from all interactions "
             "before its time, of which the demo's may lack a few"
         )
     notes.append(

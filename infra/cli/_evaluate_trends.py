@@ -46,9 +46,6 @@ def trends(
     kept: Annotated[
         int | None, typer.Option(min=1, help="Neighbours of an item in a table; as many as the cloud sends.")
     ] = None,
-    weight: Annotated[
-        float | None, typer.Option(min=0.0, max=1000.0, help="β: of what is added to the scores; the setting's.")
-    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -62,10 +59,9 @@ def trends(
     asked = numbers(gaps, "--gaps")
     settings = ctx.obj.settings
     every_hours = settings.cloud.trends_hours if every_hours is None else every_hours
-    weight = settings.device.trends_weight if weight is None else weight
     if not every_hours:
         raise SettingsError("cloud.trends_hours is 0: no table is sent", remedy="name hours with --every-hours")
-    options = {"moments": moments, "gaps": asked, "every_hours": every_hours, "kept": kept, "weight": weight}
+    options = {"moments": moments, "gaps": asked, "every_hours": every_hours, "kept": kept}
     with evaluation(
         ctx, "trends", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options | {"seed": seed}
     ) as run:
@@ -86,9 +82,8 @@ def trends(
             kept=kept,
             on_done=partial(run.bars.show, "tables"),
         )
-        columns = measure.columns(
-            period, sent, asked, weight=weight, seed=seed, on_done=partial(run.bars.show, "ranking")
-        )
+        columns = measure.columns(period, sent, asked, seed=seed, on_done=partial(run.bars.show, "ranking"))
+        fresh, stale = judged.device["fusion.trends"]
         last = columns[-1]
         means = [each.means(METRIC) for each in columns]
         values = {method: [each[method] for each in means] for method in measure.METHODS}
@@ -99,9 +94,10 @@ def trends(
         refreshed = measure.refreshed(period, last)
         users = last.resamples.n_users
         run.notes.append(
-            f"{len(last.users)} moments of {users} users; β {weight:g}; a table of {kept} neighbours of each of "
-            f"{judged.manifest.n_items} items is {sent.table_bytes:,} bytes, one every {every_hours:g} h; made: "
-            f"{len(sent.tables)}, that of the bundle's day among them; an embedding is {2 * judged.manifest.d} bytes"
+            f"{len(last.users)} moments of {users} users; β {fresh:g} fresh, {stale:g} stale; a table of {kept} "
+            f"neighbours of each of {judged.manifest.n_items} items is {sent.table_bytes:,} bytes, one every "
+            f"{every_hours:g} h; made: {len(sent.tables)}, that of the bundle's day among them; an embedding is "
+            f"{2 * judged.manifest.d} bytes"
         )
         if not judged.manifest.retrained:
             run.notes.append("the bundle's networks end before the validation period, what is added does not")

@@ -31,6 +31,7 @@ class Srm(enum.StrEnum):
 
     gru4rec = "gru4rec"
     sasrec = "sasrec"
+    din = "din"
 
 
 app = typer.Typer()

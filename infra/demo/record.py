@@ -69,8 +69,6 @@ class ServedManifest(msgspec.Struct, frozen=True):
     ranking: str
     list_length: int
     item_vectors: str
-    trends_weight: float
-    """β: how much the table counted that ``trends_as_of_ms`` names."""
     encoder: str
     runtimes: dict[str, str]
     """Device worker to what its models ran on, ``onnx`` or ``numpy``, as the workers themselves said."""

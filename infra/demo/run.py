@@ -292,7 +292,6 @@ def _write_record(
         ranking=settings.device.ranking,
         list_length=settings.device.list_length,
         item_vectors=settings.device.item_vectors,
-        trends_weight=settings.device.trends_weight,
         encoder=settings.cloud.encoder,
         runtimes=runtimes,
         recommendations=len(served),

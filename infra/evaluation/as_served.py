@@ -127,16 +127,7 @@ def compare(
     rows, as_of, trends_as_of_ms, ranks = (
         outcomes[name].to_numpy().astype(np.int64) for name in ("row", "as_of", "trends_as_of_ms", "rank")
     )
-    pipeline, moments = open_as_served(
-        bundle,
-        prepared,
-        encoder,
-        rows,
-        as_of,
-        trends_as_of_ms,
-        trends_weight=run.manifest.trends_weight,
-        on_progress=on_progress,
-    )
+    pipeline, moments = open_as_served(bundle, prepared, encoder, rows, as_of, trends_as_of_ms, on_progress=on_progress)
     _check_devices(run, prepared, outcomes, moments)
     names = [parse_arm(flag).name for flag in run.manifest.arms]
     found, offline = [], np.zeros(len(outcomes), np.int64)

@@ -13,31 +13,14 @@ pytest.importorskip("torch")
 from cloud_worker.evaluation import staleness, trends
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM
 from cloud_worker.evaluation.test_period import load_test_period
-from cloud_worker.evaluation.trends import (
-    HOUR_MS,
-    METHODS,
-    STATIC,
-    TRENDS,
-    Broadcast,
-    added_by,
-    broadcast,
-    tables_at,
-)
-from cloud_worker.live.neighbour_counts import neighbour_table
-from cloud_worker.training import evaluate
+from cloud_worker.evaluation.trends import METHODS, STATIC, TRENDS, Broadcast, broadcast
 from cloud_worker.training.data import make_histories
-from cloud_worker.training.evaluate import Catalogue, Moments
+from cloud_worker.training.evaluate import Moments
+from cloud_worker.training.trends import HOUR_MS, added_by
 from tests.cloud_worker.evaluation_data import HashEncoder
 
 GAPS = [1, 4]
 RING, KEPT = 100, 16
-
-
-@pytest.fixture
-def histories():
-    """u takes 0, 1, 2 at hours 0, 1, 5; v takes 1, 0 at hours 2, 3 and 3 at hour 6."""
-    users, items = ["u", "u", "v", "v", "u", "v"], [0, 1, 1, 0, 2, 3]
-    return make_histories(np.array(users), np.array(items), HOUR_MS * np.array([0, 1, 2, 3, 5, 6]), 4, 0)
 
 
 def same_table(one, other) -> bool:
@@ -46,50 +29,6 @@ def same_table(one, other) -> bool:
         and np.array_equal(one.items, other.items)
         and np.array_equal(one.weights, other.weights)
     )
-
-
-@pytest.mark.parametrize(
-    ("hour", "ring", "lengths", "items"),
-    [
-        (0, 9, [0, 0], []),
-        (3, 9, [2, 1], [0, 1, 1]),  # what happens at hour 3 is not yet in it
-        (9, 9, [3, 3], [0, 1, 2, 1, 0, 3]),
-        (9, 2, [2, 2], [1, 2, 0, 3]),
-    ],
-)
-def test_a_table_knows_what_happened_before_it_and_of_each_user_the_last(histories, hour, ring, lengths, items):
-    found = tables_at(histories, np.array([hour * HOUR_MS] * 2), ring=ring, kept=3)
-    wanted = neighbour_table(np.array(lengths), np.array(items, int), 4, as_of_ms=hour * HOUR_MS, kept=3)
-    assert list(found) == [hour * HOUR_MS]
-    assert same_table(found[hour * HOUR_MS], wanted)
-
-
-def test_what_is_added_asks_each_moments_own_table_with_its_last_items(histories):
-    moments = Moments.without_states(histories, np.array([0, 0, 1]), np.array([1, 2, 2]), exclude_seen=False)
-    tables = tables_at(histories, HOUR_MS * np.array([3, 9]), ring=RING, kept=3)
-    as_of_ms = np.array([-1, 3 * HOUR_MS, 9 * HOUR_MS])
-    found = added_by(tables, moments, as_of_ms, 2.0)(slice(0, 3))
-    assert not found[0].any(), "it has none"
-    (second,) = tables[3 * HOUR_MS].standardised(np.array([[1, 0]], np.int32))
-    (third,) = tables[9 * HOUR_MS].standardised(np.array([[0, 1]], np.int32))
-    np.testing.assert_allclose(found[1:], 2 * np.stack([second, third]), atol=1e-6)
-    np.testing.assert_array_equal(added_by(tables, moments, as_of_ms, 2.0)(slice(2, 3)), found[2:])
-
-
-def test_what_is_added_weighs_as_if_the_scores_were_standardised(histories):
-    """Of items that the SRM scores 1000, 0, 0, 0 the last is first where as much is added to it as z has at most."""
-    catalogue = Catalogue(np.zeros((4, 1), np.float32), np.zeros(4, np.float32), np.zeros((4, 1), np.float32),
-                          np.array([1000, 0, 0, 0], np.float32))  # fmt: skip
-    moments = Moments(histories, np.array([1]), np.array([2]), np.zeros((1, 1), np.float32), exclude_seen=False)
-
-    def rank(more: float) -> int:
-        added = np.array([[0, 0, 0, more]], np.float32)
-        return int(evaluate.ranks(catalogue, moments, None, 0.0, lambda rows: added[rows])[0])
-
-    gap = (1 + 1 / 3) * np.sqrt(3)
-    assert moments.targets.tolist() == [3]
-    assert [rank(0.0), rank(0.1), rank(gap - 0.01), rank(gap + 0.01)] == [4, 2, 2, 1]
-    assert evaluate.ranks(catalogue, moments, None, 0.0).tolist() == [4]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +86,7 @@ def test_before_the_second_table_a_device_knows_as_much_as_the_bundle(period):
 
 @pytest.fixture(scope="module")
 def columns(period, sent):
-    return trends.columns(period, sent, GAPS, weight=0.5, seed=0, on_done=lambda *_: None)
+    return trends.columns(period, sent, GAPS, seed=0, on_done=lambda *_: None)
 
 
 def test_all_methods_are_ranked_at_all_moments_of_every_gap(columns, period):
@@ -160,7 +99,9 @@ def test_all_methods_are_ranked_at_all_moments_of_every_gap(columns, period):
 
 
 def test_without_weight_nothing_is_added(period, sent):
-    (column,) = trends.columns(period, sent, [4], weight=0.0, seed=0, on_done=lambda *_: None)
+    device = {**period.bundle.device, "fusion.trends": np.zeros(2, np.float32)}
+    silent = dataclasses.replace(period, bundle=dataclasses.replace(period.bundle, device=device))
+    (column,) = trends.columns(silent, sent, [4], seed=0, on_done=lambda *_: None)
     for served in (SRM, CALIBRATED, FRESH):
         for added in (STATIC, TRENDS):
             assert np.array_equal(column.ranks[served], column.ranks[f"{served} + {added}"])
@@ -202,6 +143,6 @@ def test_a_device_gains_what_others_did_since_the_bundle_was_made():
     assert sent.tables[sent.begin_ms].sums(last)[0, 8] == 0
     since = [sent.tables[each].sums(last)[0] for each in np.unique(sent.as_of_ms).tolist()]
     assert all(each[8] > 0 for each in since)
-    added = added_by(sent.tables, moments, sent.as_of_ms, 1.0)(slice(0, 8))
-    static = added_by(sent.tables, moments, np.full(8, sent.begin_ms), 1.0)(slice(0, 8))
+    added = added_by(sent.tables, moments, sent.as_of_ms, np.ones(8))(slice(0, 8))
+    static = added_by(sent.tables, moments, np.full(8, sent.begin_ms), np.ones(8))(slice(0, 8))
     assert (added[:, 8] > static[:, 8]).all()

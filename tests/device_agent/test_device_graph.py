@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agent.learning import Learning
-from device_agent.serving import NumpyServing, Pairs, make_serving, trends_added
+from device_agent.serving import NumpyServing, Pairs, make_serving, told
 from device_agent.signals import SignalWriter, write_age
 from device_agent.state import StateLayout
 from device_agent.step import Wave
@@ -28,7 +28,6 @@ from device_agent.onnx_serving import open_session  # noqa: E402
 
 N, D, H, C, K = 40, 16, 8, 12, 5
 TOLERANCE = 1e-4
-BETA = 0.7
 RANKINGS = ("candidates", "catalogue")
 
 
@@ -45,7 +44,7 @@ def strong_bundle(exclude_seen, candidates_are_few=False, srm="gru4rec"):
 @cache
 def numpy_serving(exclude_seen, ranking, item_vectors, few, srm="gru4rec"):
     bundle = strong_bundle(exclude_seen, few, srm)
-    return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors, trends_weight=BETA)
+    return NumpyServing(bundle, ranking=ranking, list_length=K, item_vectors=item_vectors)
 
 
 @cache
@@ -57,7 +56,7 @@ def onnx_serving(exclude_seen, ranking, item_vectors, few):
         list_length=K,
         candidates=C,
         item_vectors=item_vectors,
-        trends_weight=BETA,
+        trends=True,
     )
 
 
@@ -149,7 +148,7 @@ class Devices:
             "count": self.repeated(self.records["count"][:, None]),
             "history": self.repeated(self.records["history_items"]),
             "history_len": self.repeated(self.records["history_len"][:, None]),
-            "added": trends_added(pairs, self.table(), np.float32(BETA), ranking),
+            "told": told(pairs, self.table(), ranking),
         }
         return {each.name: every[each.name] for each in session.get_inputs()}
 

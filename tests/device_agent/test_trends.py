@@ -86,9 +86,12 @@ def z(scores):
 def test_it_adds_as_if_both_sides_were_standardised(runtime, embedded):
     """The list is that of z(served) + β z(τ), by the definition of τ, item by item."""
     pytest.importorskip("onnxruntime")
-    beta, bundle, near = 0.7, small_bundle(exclude_seen=False), table(0, seed=3)
-    serving = make_serving(bundle, runtime, list_length=N, trends_weight=beta)
+    bundle, near = small_bundle(exclude_seen=False), table(0, seed=3)
+    serving = make_serving(bundle, runtime, list_length=N, trends=True)
     pairs = devices(bundle, rows=9, embedded=embedded)
+    fresh, stale = bundle.device["fusion.trends"]
+    beta = fresh + (stale - fresh) * serving(pairs, near).staleness
+    assert (beta == stale).all() != embedded
     plain = NumpyServing(bundle).scores(pairs)
     tau = np.zeros((9, N))
     for row, last in enumerate(pairs.last):
@@ -114,7 +117,7 @@ def test_a_table_without_neighbours_changes_nothing(ranking):
     empty = NeighbourTable(0, np.full((N, 4), N, np.int32), np.zeros((N, 4), np.float16))
     pairs = devices(bundle, rows=30, embedded=True, ranking=ranking)
     for runtime in ("numpy", "onnx"):
-        serving = make_serving(bundle, runtime, ranking=ranking, candidates=12, trends_weight=0.5)
+        serving = make_serving(bundle, runtime, ranking=ranking, candidates=12, trends=True)
         for one, other in zip(serving(pairs, empty), serving(pairs), strict=True):
             assert np.array_equal(one, other)
 
@@ -150,7 +153,7 @@ def test_a_wave_over_a_boundary_is_served_with_both_tables(arms, runtime):
     specs = [replace(parse_arm("every-n:n=2"), name=f"a{number}") for number in range(arms)]
 
     def core(board):
-        serving = make_serving(bundle, runtime, trends_weight=0.5)
+        serving = make_serving(bundle, runtime, trends=True)
         return DeviceCore(bundle, specs, serving=serving, trends=board)
 
     def board():
@@ -185,7 +188,7 @@ def test_what_is_not_served_has_no_table(arms):
     board = TrendsBoard()
     board.offer(table(0))
     specs = [replace(parse_arm("never"), name=f"a{number}") for number in range(arms)]
-    core = DeviceCore(bundle, specs, serving=NumpyServing(bundle, trends_weight=0.5), trends=board)
+    core = DeviceCore(bundle, specs, serving=NumpyServing(bundle), trends=board)
     backfill = replace(wave([1, 2], [5, 5], [0, 0]), serve=np.array([False, True]))
     result = core.step(core.layout.new(2), backfill)
     assert result.served.tolist() == [False, True]

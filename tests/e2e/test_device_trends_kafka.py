@@ -73,7 +73,7 @@ def test_events_are_served_with_the_table_of_their_time(made: Pipeline, bundle: 
     without = made.digests()
     made.stop_workers()
     with pipeline(made.bootstrap, f"{made.prefix}off.", bundle, made.directory / "off", arms=made.arms) as off:
-        off.flags["device.trends_weight"] = 0.0
+        off.flags["device.trends"] = False
         off.start_worker()
         off.produce_interactions(events)
         off.wait_served(300)

@@ -104,26 +104,26 @@ def test_devices_served_with_several_tables(either):
 
 
 @pytest.mark.parametrize(
-    ("weight", "table"),
+    ("weights", "table"),
     [
-        (0.2, pl.col("trends_as_of_ms")),
-        (0.5, pl.lit(-1)),
-        (0.5, pl.when(pl.col("trends_as_of_ms") >= 0).then(pl.col("trends_as_of_ms") - 6 * TABLE_MS).otherwise(-1)),
+        ([0.1, 0.1], pl.col("trends_as_of_ms")),
+        (None, pl.lit(-1)),
+        (None, pl.when(pl.col("trends_as_of_ms") >= 0).then(pl.col("trends_as_of_ms") - 6 * TABLE_MS).otherwise(-1)),
     ],
     ids=["weight", "none", "older"],
 )
-def test_other_tables_than_those_served_with_give_other_ranks(run, data, bundle, weight, table):
-    manifest = msgspec.structs.replace(run.manifest, trends_weight=weight)
-    outcomes = run.outcomes.with_columns(trends_as_of_ms=table.cast(pl.Int64))
-    other = dataclasses.replace(run, manifest=manifest, outcomes=outcomes)
+def test_other_tables_than_those_served_with_give_other_ranks(run, data, bundle, weights, table):
+    other = dataclasses.replace(run, outcomes=run.outcomes.with_columns(trends_as_of_ms=table.cast(pl.Int64)))
+    if weights is not None:
+        device = {**bundle.device, "fusion.trends": np.array(weights, np.float32)}
+        bundle = dataclasses.replace(bundle, device=device)
     found = compare(other, bundle, data[0], HashEncoder(), seed=0)
     assert all(each.same.equal < 0.9 for each in found.arms)
 
 
 def test_devices_without_tables_are_made_again_without(data, bundle, tmp_path):
-    without = served_by(tmp_path, bundle, data[0], HashEncoder(), ARMS, trends_weight=0.0)
+    without = served_by(tmp_path, bundle, data[0], HashEncoder(), ARMS, trends=False)
     assert (without.outcomes["trends_as_of_ms"] == -1).all()
-    assert without.manifest.trends_weight == 0
     assert all(each.same.equal == 1.0 for each in compare(without, bundle, data[0], HashEncoder(), seed=0).arms)
 
 

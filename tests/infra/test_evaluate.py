@@ -85,7 +85,7 @@ def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate, c
     assert "β 0.5; a table of 30 neighbours of each of" in answer["meta"]["notes"][0]
     assert "one every 24 h" in answer["meta"]["notes"][0]
     options = left_behind(answer, "trends")["options"]
-    assert (options["kept"], options["weight"], options["every_hours"]) == (30, 0.5, 24)
+    assert (options["kept"], options["every_hours"]) == (30, 24)
     assert evaluate("trends", "--gaps", "x").returncode == 2
     off = command.run("evaluate", "trends", DRIFTLINE_CLOUD__TRENDS_HOURS="0")
     assert off.returncode == 2

@@ -9,7 +9,7 @@ everything that is measured here comes from the running state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from cloud_worker.sequence import PAD
-from cloud_worker.training.data import Histories, Ints
-from cloud_worker.training.srm.base import Floats, Srm, as_arrays
+from cloud_worker.training.srm.base import Floats, as_arrays
+from cloud_worker.training.srm.carried import CarriedSrm
 
 
-class Gru4Rec(Srm):
+class Gru4Rec(CarriedSrm):
     """GRU4Rec with tied item embeddings and LayerNorm on the input.
 
     Parameters
@@ -33,8 +32,6 @@ class Gru4Rec(Srm):
     dropout
         On the normalised input and on the hidden state that scores.
     """
-
-    carries_state = True
 
     def __init__(self, n_items: int, dim: int, dropout: float = 0.3) -> None:
         super().__init__(n_items, dim)
@@ -48,33 +45,6 @@ class Gru4Rec(Srm):
         states: Tensor = self.gru(inputs, initial[None] if initial is not None else None)[0]
         first = initial[:, None] if initial is not None else torch.zeros_like(states[:, :1])
         return self.dropout(torch.cat([first, states[:, :-1]], dim=1)), states
-
-    @torch.no_grad()
-    def running_states(self, histories: Histories, users: Ints, positions: Ints) -> Floats:
-        """(Q, h) hidden states of users (Q,) when their first positions (Q,) are known, never reset."""
-        self.eval()
-        device, table = self.bias.device, self.table()
-        lengths = np.zeros(histories.n_users, np.int64)
-        np.maximum.at(lengths, users, positions)
-        found = np.zeros((len(users), self.items.embedding_dim), np.float32)
-        order = np.argsort(users, kind="stable")
-        edges = np.searchsorted(users[order], np.arange(histories.n_users + 1))
-        for batch in _whole(lengths, 8192):
-            rows = np.full((len(batch), int(lengths[batch].max())), PAD, np.int64)
-            for row, user in enumerate(batch):
-                rows[row, : lengths[user]] = histories.of(user, int(lengths[user]))
-            items = torch.from_numpy(rows).to(device)
-            after = self.before_each(items, torch.zeros_like(items), table, None)[1].cpu().numpy()
-            for row, user in enumerate(batch):
-                wanted = order[edges[user] : edges[user + 1]]
-                known = wanted[positions[wanted] > 0]
-                found[known] = after[row, positions[known] - 1]
-        return found
-
-    def after(self, hidden: Tensor, windows: Tensor) -> Tensor:
-        """See `Srm.after`: of the windows only the last items are looked at."""
-        last = windows.gather(1, (windows >= 0).sum(dim=1, keepdim=True) - 1)
-        return self.before_each(last, last, self.table(), hidden)[1][:, 0]
 
     def tensors(self) -> dict[str, Floats]:
         """See `Srm.tensors`."""
@@ -110,14 +80,3 @@ class Gru4Rec(Srm):
         }
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in named.items()})
         return model.eval()
-
-
-def _whole(lengths: Ints, positions: int) -> Iterator[Ints]:
-    """Cut users into batches of at most so many padded positions, users of like length together."""
-    users = np.flatnonzero(lengths)
-    users = users[np.argsort(-lengths[users], kind="stable")]
-    begin = 0
-    while begin < len(users):
-        rows = max(1, positions // int(lengths[users[begin]]))
-        yield users[begin : begin + rows]
-        begin += rows

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from cloud_worker.training.srm.base import Floats, Srm
+from cloud_worker.training.srm.din import Din
 from cloud_worker.training.srm.gru4rec import Gru4Rec
 from cloud_worker.training.srm.sasrec import Sasrec
 from streams.bundle import SRM_TENSORS
 from streams.errors import TrainingError
 
-KINDS: Final[Mapping[str, type[Srm]]] = {"gru4rec": Gru4Rec, "sasrec": Sasrec}
+KINDS: Final[Mapping[str, type[Srm]]] = {"gru4rec": Gru4Rec, "sasrec": Sasrec, "din": Din}
 
 
 def make_srm(kind: str, n_items: int, dim: int, *, window: int, dropout: float) -> Srm:
@@ -33,6 +34,8 @@ def make_srm(kind: str, n_items: int, dim: int, *, window: int, dropout: float) 
         return Gru4Rec(n_items, dim, dropout)
     if kind == "sasrec":
         return Sasrec(n_items, dim, window, dropout)
+    if kind == "din":
+        return Din(n_items, dim, dropout)
     raise TrainingError(f"SRM {kind!r} is none of {', '.join(KINDS)}")
 
 
