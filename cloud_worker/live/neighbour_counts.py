@@ -29,7 +29,7 @@ _WEIGHT_BITS: Final = 15
 
 def neighbours_kept(n_items: int) -> int:
     """K for a catalogue of so many items."""
-    return min(max(PAIRS // n_items, LEAST_KEPT), MOST_KEPT)
+    return min(max(PAIRS // n_items, LEAST_KEPT), MOST_KEPT, n_items)
 
 
 def neighbour_table(lengths: Ints, items: Ints, n_items: int, *, as_of_ms: int, kept: int) -> NeighbourTable:
