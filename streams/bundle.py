@@ -97,7 +97,7 @@ _SASREC_BLOCK: Final[Mapping[str, str]] = {
     "feed.2.bias": "(h,)",
 }
 SASREC_BLOCKS: Final = 2
-DIN_PARTS: Final = 4
+DIN_PARTS: Final = 2
 """Of a DIN's activation unit, which is a sum of so many products (`cloud_worker.training.srm.din`)."""
 _INPUT_NORM: Final[Mapping[str, str]] = {
     "srm.norm.weight": "(h,) LayerNorm over the input embedding",
@@ -133,8 +133,6 @@ SRM_TENSORS: Final[Mapping[str, Mapping[str, str]]] = {
         "srm.taken.bias": f"({DIN_PARTS},)",
         "srm.candidate.weight": f"({DIN_PARTS}, h / {DIN_PARTS}) the factor of an item that is scored",
         "srm.candidate.bias": f"({DIN_PARTS},)",
-        "srm.value.weight": f"(h, h / {DIN_PARTS}) item to what it adds to a state, less the activation",
-        "srm.value.bias": "(h,)",
     },
 }
 """Which tensors each SRM has of its own; the manifest's ``srm`` says which of them it is."""

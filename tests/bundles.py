@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -142,20 +143,24 @@ def srm_tensors(srm: str, rng: np.random.Generator, n_items: int, h: int, window
     return tensors | din_tables(tensors) if srm == "din" else tensors
 
 
-def din_tables(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the network of a DIN makes of its items, as its definition has it; torch is not needed for that."""
+def din_parts(tensors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a DIN's network makes of its items: (N, k) x and (N, C) φ and ψ, as its definition has them."""
     t = {name: each.astype(np.float64) for name, each in tensors.items()}
     e = t["srm.items"]
     x = (e - e.mean(axis=1, keepdims=True)) / np.sqrt(e.var(axis=1, keepdims=True) + 1e-5)
     x = x * t["srm.norm.weight"] + t["srm.norm.bias"]
     taken, candidate = (
-        np.logaddexp(0, x @ t[f"srm.{each}.weight"].T + t[f"srm.{each}.bias"])[:, :, None]
-        for each in ("taken", "candidate")
+        np.logaddexp(0, x @ t[f"srm.{each}.weight"].T + t[f"srm.{each}.bias"]) for each in ("taken", "candidate")
     )
-    value = (x @ t["srm.value.weight"].T + t["srm.value.bias"]).reshape(len(e), DIN_PARTS, -1)
+    return x, taken, candidate
+
+
+def din_tables(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a device reads of a DIN, from its network."""
+    x, taken, candidate = din_parts(tensors)
     tables = {
-        "srm.item_in": (taken * value).reshape(len(e), -1),
-        "srm.item_out": (candidate * e[:, None]).reshape(len(e), -1),
-        "srm.decay": np.repeat(1 / (1 + np.exp(-t["srm.decay_logit"])), e.shape[1]),
+        "srm.item_in": (taken[:, :, None] * x[:, None]).reshape(len(x), -1),
+        "srm.item_out": (candidate[:, :, None] * tensors["srm.items"][:, None]).reshape(len(x), -1),
+        "srm.decay": np.repeat(1 / (1 + np.exp(-tensors["srm.decay_logit"])), x.shape[1]),
     }
     return {name: each.astype(np.float32) for name, each in tables.items()}

@@ -19,7 +19,7 @@ from cloud_worker.training.collaborative import FILE, TRAININGS, load_collaborat
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.list_training import OTHERS, SERVES, cut, examples, list_loss
 from cloud_worker.training.options import TrainOptions
-from cloud_worker.training.srm import make_srm
+from cloud_worker.training.srm import KINDS, make_srm
 from cloud_worker.training.train import train_bundle
 from cloud_worker.training.train_collaborative import CollaborativeOptions, train_collaborative
 from streams.bundle import load_bundle
@@ -118,7 +118,7 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("kind", ["gru4rec", "sasrec"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_srm_overfits_the_lists_of_a_batch(histories, kind):
     """Afterwards what was taken is the likeliest of its list, by the states that a device has."""
     torch.manual_seed(0)

@@ -164,6 +164,11 @@ def test_sasrec_overfits_one_batch():
     assert _overfit(srm.Sasrec(20, 16, 6, dropout=0.0), ROWS) < FLOOR + 0.05
 
 
+def test_din_overfits_one_batch():
+    torch.manual_seed(0)
+    assert _overfit(srm.Din(20, 64, dropout=0.0), ROWS) < FLOOR + 0.05
+
+
 def test_cloud_network_overfits_one_batch():
     torch.manual_seed(0)
     model = SequenceModel(np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), 16, 24, dropout=0.0)
@@ -195,9 +200,10 @@ def test_cloud_network_of_a_bundle_says_the_same(histories):
     np.testing.assert_allclose(alone[0], wanted[3], atol=1e-6)  # padding has no say
 
 
-def test_running_state_does_not_depend_on_what_comes_later_or_on_padding(histories):
+@pytest.mark.parametrize("kind", ["gru4rec", "din"])
+def test_running_state_does_not_depend_on_what_comes_later_or_on_padding(kind, histories):
     torch.manual_seed(0)
-    model = srm.Gru4Rec(30, 8).eval()
+    model = srm.make_srm(kind, 30, 8, window=6, dropout=0.3)  # which must not be on
     users = np.arange(12)
     states = model.running_states(histories, users, np.minimum(6, histories.lengths[users]))
     alone = model.running_states(histories, users[4:5], np.array([6]))
@@ -243,6 +249,59 @@ def test_sasrec_in_training_scores_an_item_by_what_came_before_it_only():
         assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
 
 
+@pytest.mark.parametrize("length", [1, 5, 300])
+def test_dins_scores_are_its_definition(length):
+    """score(i) = Σ_j Σ_c (1 - γ_c) γ_c^age φ_c(j) ψ_c(i) x_j · e_i + b_i, by loops over what came before each item."""
+    torch.manual_seed(0)
+    model, rows = srm.Din(20, 8).double().eval(), torch.randint(20, (2, length))
+    model.bias.data.normal_()
+    with torch.no_grad():
+        before, _ = model.before_each(rows, rows, model.table(), None)
+        scores = before @ model.table().T + model.bias
+        e = model.items.weight
+        x = model.norm(e)
+        taken, candidate = (torch.nn.functional.softplus(unit(x)) for unit in (model.taken, model.candidate))
+        decay = torch.sigmoid(model.decay_logit)
+        for row, place in ((0, 0), (0, length // 2), (1, length - 1)):
+            interest = torch.zeros_like(e)  # of each candidate: (N, k)
+            for nth in range(place):
+                past = rows[row, nth]
+                share = (1 - decay) * decay ** (place - 1 - nth)
+                interest += (share * taken[past] * candidate).sum(dim=1, keepdim=True) * x[past]
+            torch.testing.assert_close(scores[row, place], (interest * e).sum(dim=1) + model.bias)
+
+
+def test_din_goes_on_from_a_state_as_if_it_had_never_stopped():
+    torch.manual_seed(0)
+    model, rows = srm.Din(20, 8).eval(), torch.randint(20, (3, 40))
+    with torch.no_grad():
+        before, after = model.before_each(rows, rows, model.table(), None)
+        _, first = model.before_each(rows[:, :25], rows[:, :25], model.table(), None)
+        again, last = model.before_each(rows[:, 25:], rows[:, 25:], model.table(), first[:, -1])
+    torch.testing.assert_close(again, before[:, 25:])
+    torch.testing.assert_close(last, after[:, 25:])
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_din_in_training_scores_an_item_by_what_came_before_it_only(place):
+    torch.manual_seed(0)
+    model, rows = srm.Din(20, 8).eval(), torch.tensor([[1, 5, 9, 2, 7, 3]])
+    other = rows.clone()
+    other[0, place:] = torch.tensor([4, 11, 0, 8, 6, 13])[place:]
+    with torch.no_grad():
+        one, two = (model.before_each(each, each, model.table(), None)[0] for each in (rows, other))
+    assert torch.equal(one[:, : place + 1], two[:, : place + 1])
+    assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
+
+
+def test_din_has_a_gradient_where_it_forgets_at_once_and_where_it_forgets_nothing():
+    model, rows = srm.Din(20, 8), torch.randint(20, (2, 200))
+    model.decay_logit.data.copy_(torch.tensor([-40.0, 40.0]))
+    before, _ = model.before_each(rows, rows, model.table(), torch.ones(2, 8))
+    before.sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in model.parameters() if each.grad is not None)
+
+
 @pytest.mark.parametrize("kind", srm.KINDS)
 def test_an_srm_of_a_bundle_is_the_one_that_was_trained(kind, histories):
     torch.manual_seed(0)
@@ -256,8 +315,10 @@ def test_an_srm_of_a_bundle_is_the_one_that_was_trained(kind, histories):
 
 
 def test_an_srm_that_there_is_not_is_refused():
-    with pytest.raises(TrainingError, match="'din' is none of gru4rec, sasrec"):
-        srm.make_srm("din", 30, 8, window=6, dropout=0.1)
+    with pytest.raises(TrainingError, match="'caser' is none of gru4rec, sasrec, din"):
+        srm.make_srm("caser", 30, 8, window=6, dropout=0.1)
+    with pytest.raises(TrainingError, match="state of 9 numbers cannot be cut into 2 parts"):
+        srm.make_srm("din", 30, 9, window=6, dropout=0.1)
 
 
 def test_chunks_hold_every_interaction_once():

@@ -125,22 +125,38 @@ def sasrec(tmp_path):
     return make_bundle(tmp_path / "s", n_items=20, d=8, srm_dim=4, text_dim=6, window=7, srm="sasrec")
 
 
-def test_a_bundle_remembers_its_srm(bundle, sasrec):
+def test_a_bundle_remembers_its_srm(bundle, sasrec, din):
+    assert load_bundle(din.path).manifest.srm == "din"
     assert load_bundle(sasrec.path).manifest.srm == "sasrec"
     assert load_bundle(bundle.path).manifest.srm == "gru4rec"
 
 
-@pytest.mark.parametrize("name", SRM_TENSORS["sasrec"])
-def test_a_tensor_of_the_srm_that_is_missing_or_has_another_rank_is_named(sasrec, tmp_path, name):
-    without = {key: value for key, value in sasrec.device.items() if key != name}
-    longer = np.concatenate([sasrec.device[name]] * 2)
+@pytest.fixture
+def din(tmp_path):
+    return make_bundle(tmp_path / "d", n_items=20, d=8, srm_dim=4, text_dim=6, window=7, srm="din")
+
+
+@pytest.mark.parametrize(("srm", "name"), [(srm, name) for srm in ("sasrec", "din") for name in SRM_TENSORS[srm]])
+def test_a_tensor_of_the_srm_that_is_missing_or_has_another_rank_is_named(srm, request, tmp_path, name):
+    made = request.getfixturevalue(srm)
+    without = {key: value for key, value in made.device.items() if key != name}
+    longer = np.concatenate([made.device[name]] * 2)
     for broken, said in ((without, "is missing"), (without | {name: longer}, "has shape")):
         with pytest.raises(BundleError, match=f"tensor {name} {said}"):
-            _again(sasrec, tmp_path / "broken", device=broken)
+            _again(made, tmp_path / "broken", device=broken)
 
 
-def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundle, sasrec, tmp_path):
-    for made, wrong in ((bundle, "sasrec"), (sasrec, "gru4rec")):
+def test_a_din_whose_state_cannot_be_cut_into_its_parts_is_refused(din, tmp_path):
+    wider = {
+        name: np.concatenate([each, each[..., :1]], axis=-1) if each.shape[-1] == 4 else each
+        for name, each in din.device.items()
+    }
+    with pytest.raises(BundleError, match=r"tensor .* has shape"):
+        _again(din, tmp_path / "broken", device=wider, srm_dim=5)
+
+
+def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundle, sasrec, din, tmp_path):
+    for made, wrong in ((bundle, "sasrec"), (sasrec, "gru4rec"), (din, "sasrec"), (bundle, "din")):
         with pytest.raises(BundleError, match=rf"tensor srm\.\S+ is no part of the SRM it names, {wrong}"):
             _again(made, tmp_path / "wrong", srm=wrong)
     with pytest.raises(BundleError, match="no part of the SRM it names, gru4rec"):
@@ -148,8 +164,8 @@ def test_a_bundle_with_the_tensors_of_another_srm_than_it_names_is_refused(bundl
 
 
 def test_an_srm_that_this_version_does_not_know_is_refused_with_those_it_knows(bundle, tmp_path):
-    with pytest.raises(BundleError, match=r"its SRM is 'din'.*gru4rec, sasrec"):
-        _again(bundle, tmp_path / "broken", srm="din")
+    with pytest.raises(BundleError, match=r"its SRM is 'caser'.*gru4rec, sasrec, din"):
+        _again(bundle, tmp_path / "broken", srm="caser")
     assert not (tmp_path / "broken").exists()
 
 

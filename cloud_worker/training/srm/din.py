@@ -8,18 +8,18 @@ Neither can be here. The whole catalogue is ranked at every event, which would t
 and an interaction; and what a record keeps of an SRM is one vector h with scores h · o_i + b_i, by which it is fused,
 calibrated and turned into signals. So three things are **ours**:
 
-- the activation unit is a **sum of products**, with C parts, φ and ψ ≥ 0 a small network each:
+- the activation unit is a **sum of products**, of C parts, with φ and ψ > 0 a small network each (linear, softplus):
 
-      a_c(j, i) = (1 - γ_c) γ_c^age(j) φ_c(x_j) ψ_c(x_i)              age: interactions since j
+      a(j, i) = Σ_c a_c(j, i)      a_c(j, i) = (1 - γ_c) γ_c^age(j) φ_c(x_j) ψ_c(x_i)      age: interactions since j
 
 - it **decays**, at a learned pace for each part: short-term and long-term interests. The paper's sum knows no order.
-  With the factor 1 - γ a state is a mean, and bounded.
-- the network over [u(i), e_i] is replaced by what of it is linear in u: a matrix V_c for each part.
+  With the factor 1 - γ a state is a mean of what items add, and bounded.
+- the network over [u(i), e_i] is their product: whatever stands there has to be linear in u(i).
 
 Then the score is a product, exactly, and costs a device O(h) an event:
 
-    score(i) = Σ_c Σ_j a_c(j, i) (V_c x_j + v_c) · e_i + b_i = h · o_i + b_i
-    h = vec S       S_c ← γ_c S_c + (1 - γ_c) φ_c(x_j) (V_c x_j + v_c)      o_i = vec ψ(x_i) ⊗ e_i
+    score(i) = Σ_c Σ_j a_c(j, i) x_j · e_i + b_i = Σ_c ψ_c(x_i) S_c · e_i + b_i = h · o_i + b_i
+    h = vec S        S_c ← γ_c S_c + (1 - γ_c) φ_c(x_j) x_j        o_i = vec ψ(x_i) ⊗ e_i
 
 An item's vector e has h / C numbers. What an item adds to a state is a table, as o is: a device has no network to run.
 """
@@ -54,7 +54,7 @@ class Din(CarriedSrm):
     n_items, dim
         N and h, a multiple of `streams.bundle.DIN_PARTS`.
     dropout
-        On the normalised input and on the state that scores.
+        On the normalised input of what is taken. On the state, as our GRU4Rec has it, it made DIN worse.
 
     Raises
     ------
@@ -70,7 +70,6 @@ class Din(CarriedSrm):
         self.norm = nn.LayerNorm(size, eps=1e-5)
         self.taken = nn.Linear(size, DIN_PARTS)
         self.candidate = nn.Linear(size, DIN_PARTS)
-        self.value = nn.Linear(size, dim)
         self.decay_logit = nn.Parameter(torch.linspace(*_FIRST_DECAYS, DIN_PARTS))
         self.dropout = nn.Dropout(dropout)
 
@@ -81,11 +80,11 @@ class Din(CarriedSrm):
         return (activation[:, :, None] * weight[:, None]).flatten(1)
 
     def _added(self, vectors: Tensor) -> Tensor:
-        """(..., C, k) what items with vectors (..., k) add to a state, before the factor 1 - γ: φ (V x + v)."""
+        """(..., C, k) what items with vectors (..., k) add to a state, before the factor 1 - γ: φ ⊗ x."""
         x = self.dropout(self.norm(vectors))
         activation = F.softplus(self.taken(x))
-        values: Tensor = self.value(x)
-        return activation[..., None] * values.view(*values.shape[:-1], DIN_PARTS, -1)
+        added: Tensor = activation[..., None] * x[..., None, :]
+        return added
 
     def before_each(self, items: Tensor, gaps: Tensor, table: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - the port has them
         """See `Srm.before_each`; the table has the output vectors alone, from which the items' cannot be read."""
@@ -97,7 +96,7 @@ class Din(CarriedSrm):
             parts.append(self._states(some, last).flatten(2))
             last = parts[-1][:, -1].view(rows, DIN_PARTS, size)
         states = torch.cat(parts, dim=1)
-        return self.dropout(states[:, :-1]), states[:, 1:]
+        return states[:, :-1], states[:, 1:]
 
     def _states(self, added: Tensor, initial: Tensor) -> Tensor:
         """(B, L, C, k) states after each of L items that add (B, L, C, k), from those before them (B, C, k)."""

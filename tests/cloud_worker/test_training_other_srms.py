@@ -1,4 +1,4 @@
-"""A bundle with a SASRec, from its training to what a device and `driftline evaluate` make of it."""
+"""A bundle with another SRM than the GRU, from its training to what a device and `driftline evaluate` make of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloud_worker.evaluation.test_period import load_test_period
 from cloud_worker.training.bundles import bundle_path
 from cloud_worker.training.controls import load_controls
 from cloud_worker.training.options import in_a_hurry, with_srm
-from cloud_worker.training.srm import Sasrec, srm_from_tensors
+from cloud_worker.training.srm import KINDS, srm_from_tensors
 from cloud_worker.training.train import train_bundle
 from device_agent.agent import DeviceCore, Wave
 from infra.evaluation.recorded import record
@@ -24,10 +24,15 @@ WINDOW = 10
 """Histories are longer, so windows fill."""
 
 
+@pytest.fixture(scope="module", params=["sasrec", "din"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    path = bundle_path(tmp_path_factory.mktemp("home"), "made-up", 0, data[1], srm="sasrec")
-    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), "sasrec")
+def bundle(kind, data, tmp_path_factory):
+    path = bundle_path(tmp_path_factory.mktemp("home"), "made-up", 0, data[1], srm=kind)
+    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), kind)
     train_bundle(*data, HashEncoder(), path, options)
     return load_bundle(path)
 
@@ -37,25 +42,25 @@ def period(bundle, data):
     return load_test_period(bundle, data[0], HashEncoder(), moments=120, seed=0, gaps=(0, 1, 2, 4))
 
 
-def test_the_bundle_says_what_it_is_and_its_srm_has_learned(bundle):
-    assert bundle.manifest.srm == "sasrec"
-    assert bundle.path.name.endswith("-sasrec"), "it lies beside the one with a GRU"
-    assert bundle.device["srm.positions"].shape == (WINDOW, OPTIONS.srm.dim)
+def test_the_bundle_says_what_it_is_and_its_srm_has_learned(kind, bundle):
+    assert bundle.manifest.srm == kind
+    assert bundle.path.name.endswith(f"-{kind}"), "it lies beside the one with a GRU"
+    assert kind != "sasrec" or bundle.device["srm.positions"].shape == (WINDOW, OPTIONS.srm.dim)
     metrics = bundle.manifest.metrics
     assert metrics["srm.ndcg@10"] > metrics["popularity.ndcg@10"] + 0.15
 
 
-def test_the_second_seed_is_of_the_same_kind(bundle):
+def test_the_second_seed_is_of_the_same_kind(kind, bundle):
     controls = load_controls(bundle.path, bundle.id)
-    assert isinstance(controls.second, Sasrec)
+    assert isinstance(controls.second, KINDS[kind])
     assert not np.allclose(controls.second.tensors()["srm.item_in"], bundle.device["srm.item_in"])
 
 
-def test_equal_seeds_give_equal_bundles(data, bundle, tmp_path):
-    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), "sasrec")
+def test_equal_seeds_give_equal_bundles(kind, data, bundle, tmp_path):
+    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), kind)
     assert train_bundle(*data, HashEncoder(), tmp_path / "again", options).bundle_id == bundle.id
     quick = train_bundle(*data, HashEncoder(), tmp_path / "quick", in_a_hurry(options))
-    assert (quick.srm, quick.quick) == ("sasrec", True)
+    assert (quick.srm, quick.quick) == (kind, True)
 
 
 def test_a_device_arrives_at_the_state_that_the_test_period_is_judged_with(bundle, period):
@@ -83,6 +88,6 @@ def test_torch_onnx_and_numpy_agree_on_recorded_moments(bundle, period):
     assert max(each.error for each in found) < 1e-4
 
 
-def test_the_networks_of_the_test_period_are_those_of_the_bundle(bundle, period):
-    assert isinstance(period.networks.srm, Sasrec)
-    assert isinstance(srm_from_tensors(bundle.device), Sasrec)
+def test_the_networks_of_the_test_period_are_those_of_the_bundle(kind, bundle, period):
+    assert isinstance(period.networks.srm, KINDS[kind])
+    assert isinstance(srm_from_tensors(bundle.device), KINDS[kind])
