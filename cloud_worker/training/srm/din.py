@@ -79,16 +79,15 @@ class Din(CarriedSrm):
         activation = F.softplus(self.candidate(self.norm(weight)))
         return (activation[:, :, None] * weight[:, None]).flatten(1)
 
-    def _added(self, vectors: Tensor) -> Tensor:
-        """(..., C, k) what items with vectors (..., k) add to a state, before the factor 1 - γ: φ ⊗ x."""
-        x = self.dropout(self.norm(vectors))
+    def _added(self, x: Tensor) -> Tensor:
+        """(..., C, k) what items with normalised vectors (..., k) add to a state, before the factor 1 - γ: φ ⊗ x."""
         activation = F.softplus(self.taken(x))
         added: Tensor = activation[..., None] * x[..., None, :]
         return added
 
     def before_each(self, items: Tensor, gaps: Tensor, table: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - the port has them
         """See `Srm.before_each`; the table has the output vectors alone, from which the items' cannot be read."""
-        added = self._added(self.items(items.clamp_min(0)))
+        added = self._added(self.dropout(self.norm(self.items(items.clamp_min(0)))))
         rows, size = len(items), added.shape[-1]
         first = initial if initial is not None else added.new_zeros(rows, DIN_PARTS * size)
         parts, last = [first[:, None]], first.view(rows, DIN_PARTS, size)
@@ -113,11 +112,10 @@ class Din(CarriedSrm):
     @torch.no_grad()
     def tensors(self) -> dict[str, Floats]:
         """See `Srm.tensors`: the tables that a device reads, and the network that made them, to be trained further."""
-        self.eval()
         vectors = self.items.weight
         own = {f"srm.{name}": each for name, each in self.named_parameters() if name not in {"items.weight", "bias"}}
         served = {
-            "srm.item_in": self._added(vectors).flatten(1),
+            "srm.item_in": self._added(self.norm(vectors)).flatten(1),
             "srm.item_out": self.table(),
             "srm.bias_out": self.bias,
             "srm.decay": torch.sigmoid(self.decay_logit).repeat_interleave(vectors.shape[1]),
