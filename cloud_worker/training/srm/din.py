@@ -54,7 +54,7 @@ class Din(CarriedSrm):
     n_items, dim
         N and h, a multiple of `streams.bundle.DIN_PARTS`.
     dropout
-        On the normalised input of what is taken. On the state, as our GRU4Rec has it, it made DIN worse.
+        On the normalised input of what is taken. On the state, as our GRU4Rec has it, it gained nothing.
 
     Raises
     ------
