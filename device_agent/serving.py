@@ -168,8 +168,13 @@ class NumpyServing:
 
 
 def told(pairs: Pairs, table: NeighbourTable, ranking: Mode) -> Floats:
-    """(R, C or N) z(τ), see `streams.neighbours`; 0 for what is no candidate."""
-    found = table.standardised(pairs.last)
+    """(R, C or N) z(τ) but for a number a row (`NeighbourTable.scaled`); 0 for what is no candidate."""
+    # The arms of a device ask the same, one after the other: it is answered once.
+    first = np.ones(len(pairs.last), np.bool_)
+    np.any(pairs.last[1:] != pairs.last[:-1], axis=1, out=first[1:])
+    found = table.scaled(pairs.last[first])
+    if len(found) < len(first):
+        found = found[np.cumsum(first) - 1]
     if ranking == "catalogue":
         return found
     candidates = pairs.choice.view(np.int32)

@@ -16,6 +16,7 @@ neighbouring interactions instead of whole users; that one record serves all dev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -49,21 +50,36 @@ class NeighbourTable:
     items: Int32s
     weights: npt.NDArray[np.float16]
 
-    def sums(self, last: Int32s) -> Floats:
+    def sums(self, last: Int32s) -> npt.NDArray[np.float64]:
         """(R, N) τ of devices whose last items, newest first, are (R, ≤ `NEAR`); -1 for none."""
+        return self._sums(last)[:, : len(self.items)]
+
+    def scaled(self, last: Int32s) -> Floats:
+        """(R, N) τ divided by its standard deviation over the catalogue; 0 where the table says nothing.
+
+        That is z(τ) but for a number that is the same for all items of a row, which moves no rank.
+        """
+        found, n = self._sums(last), len(self.items)
+        mean = found.sum(axis=1) / n
+        deviation = np.sqrt(np.maximum(np.einsum("rn,rn->r", found, found) / n - mean * mean, 0))
+        usable = deviation > SMALLEST_DEVIATION
+        scale = np.where(usable, 1 / np.maximum(deviation, SMALLEST_DEVIATION), 0)
+        scaled = np.empty((len(last), n), np.float32)
+        np.multiply(found[:, :n], scale[:, None], out=scaled, casting="unsafe")
+        return scaled
+
+    def _sums(self, last: Int32s) -> npt.NDArray[np.float64]:
+        """(R, N + 1) τ, and a column of zeros for the neighbours that are none."""
         n, rows = len(self.items), len(last)
         fading = (DECAY ** np.arange(last.shape[1])).astype(np.float32)
         asked = np.where(last >= 0, fading, np.float32(0))
-        weights = self.weights[last].astype(np.float32) * asked[:, :, None]
+        weights = self._single[last]
+        weights *= asked[:, :, None]
         cells = self.items[last] + (np.arange(rows, dtype=np.int64) * (n + 1))[:, None, None]
         found = np.bincount(cells.ravel(), weights.ravel(), rows * (n + 1))
-        return np.asarray(found.reshape(rows, n + 1)[:, :n], np.float32)
+        return np.asarray(found.reshape(rows, n + 1), np.float64)
 
-    def standardised(self, last: Int32s) -> Floats:
-        """(R, N) z(τ): of mean 0 and standard deviation 1 over the catalogue; 0 where the table says nothing."""
-        found = self.sums(last)
-        found -= found.mean(axis=1, keepdims=True)
-        deviation = np.sqrt(np.einsum("rn,rn->r", found, found) / max(1, found.shape[1]))[:, None]
-        usable = deviation > SMALLEST_DEVIATION
-        found *= np.where(usable, 1 / np.maximum(deviation, SMALLEST_DEVIATION), 0).astype(np.float32)
-        return found
+    @cached_property
+    def _single(self) -> Floats:
+        """The weights in single precision: converting them at each question would cost as much as the rest of it."""
+        return self.weights.astype(np.float32)

@@ -85,7 +85,7 @@ def added_by(tables: Mapping[int, NeighbourTable], moments: Moments, as_of_ms: I
         found = np.zeros((len(asked), moments.histories.n_items), np.float32)
         for each in np.unique(had[had >= 0]).tolist():
             at = had == each
-            found[at] = tables[each].standardised(asked[at])
+            found[at] = tables[each].scaled(asked[at])
         found *= weights[rows].astype(np.float32)[:, None]
         return found
 

@@ -54,8 +54,8 @@ def test_what_is_added_asks_each_moments_own_table_with_its_last_items(histories
     as_of_ms, weights = np.array([-1, 3 * HOUR_MS, 9 * HOUR_MS]), np.array([1.0, 2.0, 0.5])
     found = added_by(tables, moments, as_of_ms, weights)(slice(0, 3))
     assert not found[0].any(), "it has none"
-    (second,) = tables[3 * HOUR_MS].standardised(np.array([[1, 0]], np.int32))
-    (third,) = tables[9 * HOUR_MS].standardised(np.array([[0, 1]], np.int32))
+    (second,) = tables[3 * HOUR_MS].scaled(np.array([[1, 0]], np.int32))
+    (third,) = tables[9 * HOUR_MS].scaled(np.array([[0, 1]], np.int32))
     np.testing.assert_allclose(found[1:], np.stack([2 * second, third / 2]), atol=1e-6)
     np.testing.assert_array_equal(added_by(tables, moments, as_of_ms, weights)(slice(2, 3)), found[2:])
 
