@@ -132,7 +132,7 @@ def compare(
     ]
     trained = train(histories_of(bundle, prepared))
     methods.append(Method(trained.name, trained.seconds, trained.settings))
-    ours = f"{type(srm).__name__} of the bundle, h = {srm.items.embedding_dim}"
+    ours = f"{type(srm).__name__} of the bundle, h = {bundle.manifest.srm_dim}"
     methods.append(Method(SRM, None, ours))
 
     device = bundle.device
