@@ -84,6 +84,8 @@ class OnnxServing:
 
     def _inputs(self, pairs: Pairs, table: NeighbourTable | None) -> _Inputs:
         """What the graph is given, by name."""
+        if table is not None and not self._trends:
+            raise ValueError("this graph was built without a place for neighbour tables")
         inputs: _Inputs = {
             "items": pairs.items,
             "hidden": pairs.hidden,

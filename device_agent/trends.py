@@ -20,6 +20,8 @@ Ints = npt.NDArray[np.intp]
 
 AHEAD: Final = 4
 """Tables that may wait for their time: some megabytes each."""
+HELD: Final = AHEAD + 2
+"""Tables that are kept: besides those, the one in use, and the one before it for partitions that are behind."""
 
 
 class Share(NamedTuple):
@@ -33,50 +35,40 @@ class Share(NamedTuple):
 class TrendsBoard:
     """Holds tables between the thread that reads them and the loop that serves.
 
-    Tables that nothing will be served with any more are let go: all that are older than the one before the newest in
-    use. That one is kept for partitions that are a little behind.
+    The last `HELD` that were offered are kept, whatever they are as of: so no single event, dated far ahead, makes it
+    let go of what the others are served with.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tables: tuple[NeighbourTable, ...] = ()
-        """Oldest first."""
-        self._served_ms = -1
-        """Newest event time that was served."""
+        self._offered: tuple[NeighbourTable, ...] = ()
+        """In the order in which they came."""
+        self._reached_ms = -1
+        """Oldest event time of the last wave that was served."""
+        self.as_of_ms = -1
+        """Of the newest table that the last wave was served with; -1 without one."""
 
     @property
     def room(self) -> bool:
         """Whether another table may be offered: few are waiting for their time."""
-        return sum(table.as_of_ms > self._served_ms for table in self._tables) < AHEAD
-
-    @property
-    def as_of_ms(self) -> int:
-        """Of the newest table in use; -1 without one."""
-        return max((table.as_of_ms for table in self._tables if table.as_of_ms <= self._served_ms), default=-1)
+        return sum(table.as_of_ms > self._reached_ms for table in self._offered) < AHEAD
 
     def offer(self, table: NeighbourTable) -> None:
         """Take a table; one of the same as_of is replaced."""
         with self._lock:
-            others = [each for each in self._tables if each.as_of_ms != table.as_of_ms]
-            self._tables = tuple(sorted([*others, table], key=lambda each: each.as_of_ms))
+            others = [each for each in self._offered if each.as_of_ms != table.as_of_ms]
+            self._offered = (*others, table)[-HELD:]
 
     def shares(self, times_ms: npt.NDArray[np.int64]) -> Sequence[Share]:
         """Say which table each of R events, one at least, is served with."""
         newest, oldest = int(times_ms.max()), int(times_ms.min())
-        if newest > self._served_ms:
-            self._served_ms = newest
-            self._let_go()
-        tables = self._tables  # another thread replaces it, and never changes it
-        usable = [table for table in tables if table.as_of_ms <= newest]
+        self._reached_ms = oldest
+        offered = self._offered  # another thread replaces it, and never changes it
+        usable = sorted((table for table in offered if table.as_of_ms <= newest), key=lambda each: each.as_of_ms)
+        self.as_of_ms = usable[-1].as_of_ms if usable else -1
         if not usable:
             return [Share(None, None)]
         if usable[-1].as_of_ms <= oldest:
             return [Share(usable[-1], None)]
         which = np.searchsorted([table.as_of_ms for table in usable], times_ms, side="right")
         return [Share(usable[at - 1] if at else None, np.flatnonzero(which == at)) for at in np.unique(which).tolist()]
-
-    def _let_go(self) -> None:
-        with self._lock:
-            used = sum(table.as_of_ms <= self._served_ms for table in self._tables)
-            if used > 2:
-                self._tables = self._tables[used - 2 :]

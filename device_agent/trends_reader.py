@@ -1,7 +1,7 @@
 """Reads `trends.v1` for all partitions of a worker, on a thread of its own.
 
 The topic is a broadcast: every worker reads it whole, from the beginning, with a consumer outside any group, and again
-after each failure. Compaction keeps that to a table or two, and a table that was taken is not taken again.
+after each failure. Compaction keeps that to some tables.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Final
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
 from device_agent.trends import TrendsBoard
 from streams.bundle import Bundle
-from streams.errors import BrokerError, RecordError
+from streams.errors import RecordError
 from streams.events import Codec, Trends
 from streams.kafka_clients import make_consumer
 from streams.metrics import DeviceMetrics
@@ -64,6 +63,11 @@ class TrendsReader:
         if self._thread.is_alive():
             self._thread.join(STOP_S)
 
+    def ended(self) -> str | None:
+        """Why this process should be started again: the thread ended by itself. None while it lives."""
+        lost = self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
+        return "the reader of trends ended" if lost else None
+
     def _run(self) -> None:
         wait_s = FIRST_WAIT_S
         while not self._stop.is_set():
@@ -74,7 +78,7 @@ class TrendsReader:
                     while not self._stop.is_set():
                         self._turn(consumer)
                         wait_s = FIRST_WAIT_S
-            except (KafkaError, BrokerError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001 - without this thread the tables would grow old unnoticed
                 self._log.warning("trends cannot be read; the last table stays", cause=f"{type(exc).__name__}: {exc}")
                 self._stop.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)

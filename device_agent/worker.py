@@ -148,10 +148,13 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         data_dir=state / "faust",
     )
     turned = clock.monotonic()
+    trends = None if board is None else TrendsReader(settings.kafka, topics, bundle, board, metrics)
 
     def live() -> str | None:
         silence = clock.monotonic() - turned
-        return None if silence < LOOP_SILENCE_S else f"the event loop has not turned for {silence:.0f} s"
+        if silence >= LOOP_SILENCE_S:
+            return f"the event loop has not turned for {silence:.0f} s"
+        return None if trends is None else trends.ended()
 
     health = HealthServer(
         settings.http, registry, live=live, ready=lambda: None if host.ready else "no partitions are open yet"
@@ -166,7 +169,6 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         runtime=serving.runtime,
         arms=[arm.flag() for arm in options.experiment.arms],
     )
-    trends = None if board is None else TrendsReader(settings.kafka, topics, bundle, board, metrics)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -88,7 +88,8 @@ class Topics:
         readable = [self.interactions, self.refresh_requests, self.embeddings]
         return [
             *(TopicSpec(name, self.partitions, config) for name, config in kept),
-            TopicSpec(self.trends, 1, compacted),
+            # Only closed segments are compacted, and a gigabyte of tables would be read at every start.
+            TopicSpec(self.trends, 1, compacted | {"segment.bytes": str(16 << 20)}),
             *(TopicSpec(self.dead_letters(name), self.partitions, forever) for name in readable),
         ]
 

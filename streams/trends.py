@@ -12,6 +12,7 @@ from streams.neighbours import NeighbourTable
 
 PART_BYTES: Final = 400_000
 """Of a part; brokers take records of a megabyte."""
+MOST_PARTS: Final = 1 << 20
 _CELL_BYTES: Final = 6
 
 
@@ -55,7 +56,7 @@ class TableAssembly:
         self._shape = (-1, 0, 0)
         """as_of, parts and K of the table in the making."""
         self._done = -1
-        """as_of of the newest table that was put together."""
+        """as_of of the last table that was put together."""
 
     def add(self, record: Trends) -> NeighbourTable | None:
         """Take one record; the table, if that was the last that it lacked.
@@ -66,7 +67,9 @@ class TableAssembly:
             The record is none of this bundle's, or damaged. What was collected before it stays.
         """
         self._check(record)
-        if record.as_of_ms <= self._done:
+        # A writer that lost its place may still send parts of the table before: they are no reason to begin anew.
+        late = bool(self._parts) and record.as_of_ms < self._shape[0]
+        if late or record.as_of_ms == self._done:
             return None
         shape = (record.as_of_ms, record.parts, record.kept)
         if shape != self._shape:
@@ -90,7 +93,8 @@ class TableAssembly:
                 remedy="run cloud and device workers with the same bundle",
                 reason="other-bundle",
             )
-        if not (0 <= record.part < record.parts and record.kept > 0 and record.as_of_ms >= 0):
+        sizes = 0 < record.parts <= MOST_PARTS and 0 < record.kept <= self._n_items
+        if not (sizes and 0 <= record.part < record.parts and record.as_of_ms >= 0):
             raise RecordError(f"trends: part {record.part} of {record.parts}", reason="bad-table")
         row = record.kept
         if len(record.items) % (4 * row) or len(record.weights) * 2 != len(record.items):

@@ -121,7 +121,7 @@ def staleness_of(head: SignalHead, phi: Floats) -> npt.NDArray[np.float64]:
 def alpha_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """(Q,) weight of the cloud in a bundle's fusion, at staleness s (Q,)."""
     fresh, stale = (float(each) for each in bundle.device["fusion.alpha"])
-    return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
+    return between(fresh, stale, staleness)
 
 
 def trends_weight_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 Boundaries are the event times start + k · period, from the start of the bundle's test period. The table of a boundary
 holds only what happened before it. It is due once an event at or after the boundary was read and `SETTLE_S` have gone
 by, so that the events of other partitions from before it are in as well; of several that are due the newest is made.
-The first one is due at once, so devices have a table from their first event on.
+The first one is due at once.
 
 One worker writes, the one that owns partition 0 of the refresh requests: the group's coordinator sees to it that there
 is one, and that another follows it. Two that take themselves for it do no harm, since their tables are about the same
@@ -193,8 +193,12 @@ class Broadcaster:
     def _begin(self, index: LiveIndex, as_of_ms: int, now: float) -> None:
         self._written = as_of_ms
         job = self._job = _Job(as_of_ms, now)
-        lengths, items = index.sequences(as_of_ms, MOST)
-        self._start(lambda: self._work(job, lengths, items))
+        try:
+            lengths, items = index.sequences(as_of_ms, MOST)
+            self._start(lambda: self._work(job, lengths, items))
+        except Exception as exc:  # noqa: BLE001 - no memory, no thread: the reader of the live index must go on
+            job.made_at, job.error = self._clock.monotonic(), exc
+            job.done.set()
 
     def _work(self, job: _Job, lengths: Ints, items: Ints) -> None:
         """On the table's own thread."""

@@ -45,6 +45,8 @@ AT_ONCE: Final = 1_000
 """Records between two looks at the clock and at stop; the index is locked for some milliseconds."""
 LOOK_S: Final = 1.0
 """How often the topic's end is asked for."""
+NEARLY: Final = 5_000
+"""With more unread, some partition may be far behind another one: a table of that moment would lack its events."""
 LOOK_TIMEOUT_MS: Final = 5_000
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
@@ -127,6 +129,8 @@ class LiveReader:
         self._saved: dict[int, int] = {}
         self._saved_at = self._looked_at = self._level_at = clock.monotonic()
         self._first_ends: dict[int, int] | None = None
+        self._unread = 0
+        """Records of all partitions, when the topic's end was last asked for."""
         self._level = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-reader", daemon=True)
@@ -197,7 +201,7 @@ class LiveReader:
                 now = self._clock.monotonic()
                 if now - self._looked_at >= LOOK_S or not self._level.is_set():
                     self._look(consumer)
-                if self._broadcaster is not None and self._caught_up():
+                if self._broadcaster is not None and self._caught_up() and self._unread <= NEARLY:
                     self._broadcaster.turn(self.index.index)
                 if now - self._saved_at >= self._checkpoint_s:
                     if self._id_of_topic(admin) != self._topic_id:
@@ -262,7 +266,8 @@ class LiveReader:
             return
         self._looked_at = now
         ends = consumer.end_offsets(self._partitions, timeout_ms=LOOK_TIMEOUT_MS)
-        if _reached(self._positions, {each.partition: end for each, end in ends.items()}):
+        self._unread = sum(max(0, end - self._positions.get(each.partition, 0)) for each, end in ends.items())
+        if not self._unread:
             self._level_at = now
 
     def _caught_up(self) -> bool:

@@ -141,7 +141,7 @@ def in_a_hurry(options: TrainOptions) -> TrainOptions:
         options,
         quick=True,
         controls=False,
-        srm=replace(options.srm, epochs=7, final_epochs=2, learning_rate=4e-3),
+        srm=replace(options.srm, epochs=7, final_epochs=2, learning_rate=2 * options.srm.learning_rate),
         sequence=replace(options.sequence, epochs=5, final_epochs=2, learning_rate=4e-3),
         most_positions=1_000_000,
         moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),

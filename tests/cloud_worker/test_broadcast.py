@@ -278,6 +278,20 @@ def test_a_failure_is_counted_and_the_table_made_again_after_waits_that_grow(wor
     assert world.turn(FIRST_WAIT_S) == [0, 1], "the waits begin anew"
 
 
+def test_a_table_that_cannot_even_be_begun_is_a_failure_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live index's reader calls this: it must go on."""
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveIndex, "sequences", refuse)
+        assert world.lead().turn() == []
+        world.turn()
+        assert world.value("failures_total") == 1
+    assert world.turn(LONGEST_WAIT_S) == [0]
+
+
 def test_a_cluster_that_cannot_be_reached_is_a_failure_too(bundle: Bundle) -> None:
     world = World(bundle)
 

@@ -12,7 +12,7 @@ from cloud_worker.training import evaluate
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.evaluate import Catalogue, Moments, ranks_for_weights
 from cloud_worker.training.fusion import best_alpha
-from cloud_worker.training.trends import HOUR_MS, WEIGHTS, Told, added_by, between, newest_before, tables_at
+from cloud_worker.training.trends import HOUR_MS, WEIGHTS, Told, added_by, newest_before, tables_at
 
 RING = 100
 
@@ -115,10 +115,6 @@ def test_beta_is_large_where_only_the_table_knows_and_small_where_it_misleads():
     assert chosen(1) == 0, "it knows already"
     assert chosen(None) > 0
     assert chosen(5) >= 1, "it is wrong"
-
-
-def test_beta_follows_staleness():
-    assert between(0.2, 0.8, np.array([0.0, 0.5, 1.0])).tolist() == pytest.approx([0.2, 0.5, 0.8])
 
 
 def test_a_moment_has_the_newest_table_that_cannot_know_it(histories):

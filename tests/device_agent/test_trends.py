@@ -13,7 +13,7 @@ from device_agent.agent import DeviceCore
 from device_agent.serving import NumpyServing, make_serving
 from device_agent.state import digest
 from device_agent.step import Wave
-from device_agent.trends import AHEAD, TrendsBoard
+from device_agent.trends import AHEAD, HELD, TrendsBoard
 from streams.experiment.arms import parse_arm
 from streams.neighbours import NeighbourTable
 from tests.device_agent.core_helpers import small_bundle
@@ -38,33 +38,39 @@ def test_an_event_is_never_served_with_what_may_know_its_future(offered, waves, 
     board = TrendsBoard()
     turns = [("offer", each) for each in offered] + [("serve", each) for each in waves]
     order.shuffle(turns)
-    there: set[int] = set()
-    newest = -1
+    held: list[int] = []
     for what, value in turns:
         if what == "offer":
             board.offer(table(value))
-            there.add(value)
+            held = [*(each for each in held if each != value), value][-HELD:]
             continue
         times = np.array(value, np.int64)
-        newest = max(newest, *value)
         served = np.full(len(times), -2, np.int64)
         for share, rows in board.shares(times):
             at = slice(None) if rows is None else rows
             assert (served[at] == -2).all(), "each row once"
             served[at] = -1 if share is None else share.as_of_ms
-        assert (served <= times).all()
-        usable = max((each for each in there if each <= newest), default=-1)
-        assert (served[times >= usable] == usable).all(), "the newest that may be used"
-        assert board.as_of_ms == usable
+        wanted = [max((each for each in held if each <= time), default=-1) for time in value]
+        assert served.tolist() == wanted, "the newest of those held that is not after it"
+        assert board.as_of_ms == max(wanted)
 
 
-def test_tables_that_nobody_will_ask_for_are_let_go():
+def test_tables_do_not_pile_up_whatever_the_events_say():
     board = TrendsBoard()
-    for day in range(20):
-        assert board.room
-        board.offer(table(day * 10))
-        board.shares(np.array([day * 10 + 5]))
-        assert len(board._tables) <= 2
+    board.shares(np.array([10**15]))  # a clock that is far ahead
+    for day in range(300):
+        board.offer(table(day))
+    assert len(board._offered) == HELD
+
+
+def test_one_event_far_ahead_takes_no_table_from_the_others():
+    board = TrendsBoard()
+    for day in (10, 20, 30):
+        board.offer(table(day))
+    assert board.shares(np.array([15]))[0].table.as_of_ms == 10
+    board.shares(np.array([10**15]))
+    assert board.shares(np.array([15]))[0].table.as_of_ms == 10
+    assert board.as_of_ms == 10
 
 
 def test_a_reader_is_told_to_wait_while_the_devices_are_far_behind():
@@ -73,7 +79,7 @@ def test_a_reader_is_told_to_wait_while_the_devices_are_far_behind():
         assert board.room
         board.offer(table(day * 10))
     assert not board.room
-    assert board.shares(np.array([15])) == [(board._tables[0], None)]
+    assert board.shares(np.array([15]))[0].table.as_of_ms == 10
     assert board.room
 
 
@@ -180,6 +186,13 @@ def test_a_wave_over_a_boundary_is_served_with_both_tables(arms, runtime):
         assert (plain.trends_as_of_ms == -1).all()
         records, bare = result.records, plain.records
     assert digest(records) == digest(bare)
+
+
+def test_a_graph_without_a_place_for_tables_refuses_one():
+    pytest.importorskip("onnxruntime")
+    bundle = small_bundle(exclude_seen=False)
+    with pytest.raises(ValueError, match="neighbour tables"):
+        make_serving(bundle, "onnx")(devices(bundle, rows=2, embedded=True), table(0))
 
 
 @pytest.mark.parametrize("arms", [1, 2])
