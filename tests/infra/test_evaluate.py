@@ -82,7 +82,7 @@ def test_trends_prints_what_a_broadcast_adds_by_gap_and_by_refreshes(evaluate, c
     assert {row["gap"] for row in answer["rows"]} == {1, 4}
     shares = [row["share"] for row in answer["refreshes"] if row["added"] == "trends"]
     assert shares == [0, 0.05, 0.1, 0.2, 0.5, 1]
-    assert "β 0.5; a table of 30 neighbours of each of" in answer["meta"]["notes"][0]
+    assert "stale; a table of 30 neighbours of each of" in answer["meta"]["notes"][0]
     assert "one every 24 h" in answer["meta"]["notes"][0]
     options = left_behind(answer, "trends")["options"]
     assert (options["kept"], options["every_hours"]) == (30, 24)
