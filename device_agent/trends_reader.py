@@ -15,6 +15,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from device_agent.trends import TrendsBoard
 from streams.bundle import Bundle
+from streams.clock import Clock
 from streams.errors import RecordError
 from streams.events import Codec, Trends
 from streams.kafka_clients import make_consumer
@@ -37,21 +38,36 @@ class TrendsReader:
 
     A record that cannot be used is counted and left where it is: every worker reads it, and a dead-letter topic would
     get as many copies.
+
+    Parameters
+    ----------
+    future_tolerance_s
+        A table further than this ahead of the wall clock is not used.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, topics: Topics, bundle: Bundle, board: TrendsBoard, metrics: DeviceMetrics
+        self,
+        kafka: KafkaSettings,
+        topics: Topics,
+        bundle: Bundle,
+        board: TrendsBoard,
+        metrics: DeviceMetrics,
+        clock: Clock,
+        *,
+        future_tolerance_s: float,
     ) -> None:
         self._kafka = kafka
         self._partition = TopicPartition(topics.trends, 0)
         self._board = board
+        self._clock = clock
+        self._ahead_ms = int(future_tolerance_s * 1000)
         self._metrics = metrics
         self._codec = Codec(Trends)
         self._assembly = TableAssembly(bundle.id, bundle.manifest.n_items)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trends-reader", daemon=True)
         self._log = structlog.get_logger("trends")
-        metrics.trends_as_of.set_function(lambda: board.as_of_ms / 1000)
+        metrics.trends_as_of.set_function(lambda: max(board.as_of_ms, 0) / 1000)
 
     def start(self) -> None:
         """Begin to read."""
@@ -93,7 +109,7 @@ class TrendsReader:
 
     def _take(self, value: bytes | None, offset: int) -> None:
         try:
-            table = self._assembly.add(self._codec.decode(value))
+            table = self._assembly.add(self._codec.decode(value), self._clock.now_ms() + self._ahead_ms)
         except RecordError as error:
             self._metrics.trends_ignored.labels(error.reason).inc()
             self._log.warning("a record of trends cannot be used", offset=offset, reason=error.reason, cause=str(error))

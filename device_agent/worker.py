@@ -148,7 +148,10 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
         data_dir=state / "faust",
     )
     turned = clock.monotonic()
-    trends = None if board is None else TrendsReader(settings.kafka, topics, bundle, board, metrics)
+    trends = None
+    if board is not None:
+        tolerance_s = settings.device.future_tolerance_s
+        trends = TrendsReader(settings.kafka, topics, bundle, board, metrics, clock, future_tolerance_s=tolerance_s)
 
     def live() -> str | None:
         silence = clock.monotonic() - turned

@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
 
 class KafkaSettings(_Group):
@@ -129,8 +129,15 @@ class CloudSettings(_Group):
     """CPU threads of a local encoder; 0: all cores. Several workers on one machine share its cores."""
     live_checkpoint_s: float = Field(30.0, gt=0)
     """The live index is saved this often, if it changed; what came later is read again after a restart."""
-    trends_hours: float = Field(24.0, ge=0)
-    """Hours of event time from one record of trends.v1 to the next; 0: none is sent."""
+    trends_hours: float = Field(24.0, ge=0, le=1e6)
+    """Hours of event time from one record of trends.v1 to the next, at least 0.01; 0: none is sent."""
+
+    @field_validator("trends_hours")
+    @classmethod
+    def _hours(cls, given: float) -> float:
+        if 0 < given < 0.01:
+            raise ValueError("write 0 (none), or 0.01 and more")
+        return given
 
 
 class ReplaySettings(_Group):

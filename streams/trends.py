@@ -55,22 +55,32 @@ class TableAssembly:
         self._parts: dict[int, Trends] = {}
         self._shape = (-1, 0, 0)
         """as_of, parts and K of the table in the making."""
+        self._published_at_ms = -1
+        """When its last part was."""
         self._done = -1
         """as_of of the last table that was put together."""
 
-    def add(self, record: Trends) -> NeighbourTable | None:
+    def add(self, record: Trends, latest_ms: int = 1 << 62) -> NeighbourTable | None:
         """Take one record; the table, if that was the last that it lacked.
+
+        Parameters
+        ----------
+        latest_ms
+            No table can be as of a later moment.
 
         Raises
         ------
         RecordError
-            The record is none of this bundle's, or damaged. What was collected before it stays.
+            The record is none of this bundle's, or damaged, or of the future. What was collected before it stays.
         """
         self._check(record)
+        if record.as_of_ms > latest_ms:
+            raise RecordError(f"trends as of {record.as_of_ms} ms, which is in the future", reason="future-time")
         # A writer that lost its place may still send parts of the table before: they are no reason to begin anew.
-        late = bool(self._parts) and record.as_of_ms < self._shape[0]
-        if late or record.as_of_ms == self._done:
+        older = record.as_of_ms < self._shape[0] and record.published_at_ms <= self._published_at_ms
+        if (self._parts and older) or record.as_of_ms == self._done:
             return None
+        self._published_at_ms = record.published_at_ms
         shape = (record.as_of_ms, record.parts, record.kept)
         if shape != self._shape:
             self._parts, self._shape = {}, shape

@@ -1,8 +1,9 @@
 """Tells all devices what people take near what: one table to trends.v1 for every so many hours of event time.
 
 Boundaries are the event times start + k · period, from the start of the bundle's test period. The table of a boundary
-holds only what happened before it. It is due once an event at or after the boundary was read and `SETTLE_S` have gone
-by, so that the events of other partitions from before it are in as well; of several that are due the newest is made.
+holds only what happened before it. It is due once an event at or after the boundary was read, and with it everything
+that the topic held `SETTLE_S` later, so that the events of other partitions from before it are in as well; of several
+that are due the newest is made. One event dated far ahead of the others passes no boundary.
 The first one is due at once.
 
 One worker writes, the one that owns partition 0 of the refresh requests: the group's coordinator sees to it that there
@@ -38,6 +39,8 @@ log = get_logger(__name__)
 
 SETTLE_S: Final = 1.0
 """Wall time from the first event behind a boundary to its table; also the least from one table to the next."""
+BATCHES: Final = 8
+"""Batches by which it is known where the stream is."""
 REST: Final = 9.0
 """A table that took t seconds to count is followed by so many times t of rest: a tenth of a core at most."""
 FIRST_WAIT_S: Final = 1.0
@@ -124,6 +127,7 @@ class Broadcaster:
         self._producer: Producer | None = None
         self._start = start
         self._codec = Codec(Trends)
+        self._positions: deque[int] = deque(maxlen=BATCHES)
         self._leads = threading.Event()
         self._write_again = threading.Event()
         self._noticed: deque[tuple[int, float]] = deque()
@@ -145,15 +149,24 @@ class Broadcaster:
         elif not leads:
             self._leads.clear()
 
-    def turn(self, index: LiveIndex) -> None:
+    def reached(self, event_ms: int) -> None:
+        """Say up to which event time a batch goes that the index took in, a few of its events aside."""
+        self._positions.append(event_ms)
+
+    def turn(self, index: LiveIndex, complete_at: float = float("inf")) -> None:
         """Look whether a table is due, and begin it if so; takes some tenths of a second then, else nothing.
 
         Not to be called while the index is still being brought up to date: every table of the past would be sent.
+
+        Parameters
+        ----------
+        complete_at
+            On the monotonic clock: what the topic held then was read.
         """
         if not self._period_ms:
             return
         now = self._clock.monotonic()
-        self._notice(index.newest_ms, now)
+        self._notice(self._position(index.newest_ms), now, complete_at)
         if self._job is not None and self._job.done.is_set():
             self._settle(self._job, now)
         if self._write_again.is_set():
@@ -167,6 +180,7 @@ class Broadcaster:
     def begin_again(self) -> None:
         """The index began again from the bundle: what was noticed and written says nothing about it."""
         self._noticed.clear()
+        self._positions.clear()
         self._written = None
 
     def close(self) -> None:
@@ -178,16 +192,25 @@ class Broadcaster:
         if self._producer is not None:
             self._producer.close(CLOSE_S)
 
-    def _notice(self, newest_ms: int, now: float) -> None:
+    def _position(self, newest_ms: int) -> int:
+        """Where the stream is: by the last batches, if there were any, but for one that is far ahead of the others."""
+        if not self._positions:
+            self._positions.append(newest_ms)
+        ahead, *others = sorted(self._positions, reverse=True)
+        return others[0] if others and ahead - others[0] > self._period_ms else ahead
+
+    def _notice(self, newest_ms: int, now: float, complete_at: float) -> None:
         # A phone whose clock is ahead must not end a period before its time: the table would lack what is yet to come.
         newest_ms = min(newest_ms, self._clock.now_ms())
         passed = max(0, newest_ms - self._start_ms) // self._period_ms
         boundary = self._start_ms + passed * self._period_ms
+        if self._noticed and boundary < self._noticed[-1][0] - self._period_ms:
+            self._noticed.clear()  # several batches were wrong about it: the stream goes on where it was
         if not self._noticed:
             self._noticed.append((boundary, now))  # everything that was there has been read
         elif boundary > self._noticed[-1][0]:
             self._noticed.append((boundary, now + SETTLE_S))
-        while len(self._noticed) > 1 and self._noticed[1][1] <= now:
+        while len(self._noticed) > 1 and self._noticed[1][1] <= min(now, complete_at):
             self._noticed.popleft()
 
     def _begin(self, index: LiveIndex, as_of_ms: int, now: float) -> None:

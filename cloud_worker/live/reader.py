@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
@@ -45,8 +46,8 @@ AT_ONCE: Final = 1_000
 """Records between two looks at the clock and at stop; the index is locked for some milliseconds."""
 LOOK_S: Final = 1.0
 """How often the topic's end is asked for."""
-NEARLY: Final = 5_000
-"""With more unread, some partition may be far behind another one: a table of that moment would lack its events."""
+NEWEST: Final = 0.9
+"""Quantile of a batch's event times that says where the stream is; of ten events and fewer the newest does."""
 LOOK_TIMEOUT_MS: Final = 5_000
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
@@ -129,8 +130,10 @@ class LiveReader:
         self._saved: dict[int, int] = {}
         self._saved_at = self._looked_at = self._level_at = clock.monotonic()
         self._first_ends: dict[int, int] | None = None
-        self._unread = 0
-        """Records of all partitions, when the topic's end was last asked for."""
+        self._asked: tuple[float, dict[int, int]] | None = None
+        """When the topic's end was asked for, and what it was, until everything up to there is read."""
+        self._complete_at = self._level_at
+        """What the topic held then was read."""
         self._level = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-reader", daemon=True)
@@ -201,8 +204,10 @@ class LiveReader:
                 now = self._clock.monotonic()
                 if now - self._looked_at >= LOOK_S or not self._level.is_set():
                     self._look(consumer)
-                if self._broadcaster is not None and self._caught_up() and self._unread <= NEARLY:
-                    self._broadcaster.turn(self.index.index)
+                if self._asked is not None and _reached(self._positions, self._asked[1]):
+                    self._complete_at, self._asked = self._asked[0], None
+                if self._broadcaster is not None and self._caught_up():
+                    self._broadcaster.turn(self.index.index, self._complete_at)
                 if now - self._saved_at >= self._checkpoint_s:
                     if self._id_of_topic(admin) != self._topic_id:
                         raise _TopicMadeAnew
@@ -212,6 +217,8 @@ class LiveReader:
         taken = self._intake.take(records, self._clock.now_ms())
         self.index.observe(taken.keys, taken.items, taken.times_ms)
         self._metrics.live_events.inc(len(taken.keys))
+        if self._broadcaster is not None and len(taken.times_ms):
+            self._broadcaster.reached(int(np.quantile(taken.times_ms, NEWEST, method="higher")))
         for reason, times in taken.skipped.items():
             self._metrics.live_skipped.labels(reason).inc(times)
 
@@ -252,6 +259,7 @@ class LiveReader:
         self.index.replace(self._seed())
         self._intake.forget()
         self._positions = {}
+        self._asked = None
         self._saved = {}
         self._first_ends = None
         if self._broadcaster is not None:
@@ -265,9 +273,11 @@ class LiveReader:
         if now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
-        ends = consumer.end_offsets(self._partitions, timeout_ms=LOOK_TIMEOUT_MS)
-        self._unread = sum(max(0, end - self._positions.get(each.partition, 0)) for each, end in ends.items())
-        if not self._unread:
+        found = consumer.end_offsets(self._partitions, timeout_ms=LOOK_TIMEOUT_MS)
+        ends = {each.partition: end for each, end in found.items()}
+        if self._asked is None:
+            self._asked = now, ends
+        if _reached(self._positions, ends):
             self._level_at = now
 
     def _caught_up(self) -> bool:

@@ -41,7 +41,8 @@ def trends(
     moments: MomentsOption = 1_200,
     gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
     every_hours: Annotated[
-        float | None, typer.Option(min=0.01, help="Hours of event time from one table to the next; the setting's.")
+        float | None,
+        typer.Option(min=0.01, max=1e6, help="Hours of event time from one table to the next; the setting's."),
     ] = None,
     kept: Annotated[
         int | None, typer.Option(min=1, help="Neighbours of an item in a table; as many as the cloud sends.")

@@ -124,6 +124,8 @@ class World:
     def event(self, hour: float, *items: int, user: int = 1) -> None:
         times = np.full(len(items) or 1, START + round(hour * HOUR_MS))
         self.index.observe(np.full(len(times), user, np.uint64), np.array(items or (0,)), times)
+        for _ in range(2):  # batches: one alone, more than a period ahead, might be a device with a wrong clock
+            self.broadcaster.reached(int(times[0]))
 
     def value(self, name: str) -> float:
         return self.registry.get_sample_value(f"driftline_cloud_trends_{name}") or 0.0
@@ -319,6 +321,44 @@ def test_a_table_under_way_holds_up_nobody_and_is_alone(world: World) -> None:
     world.waiting.pop()()
     assert world.turn(20 * REST) == [0]
     assert len(world.waiting) == 1, "the next one"
+
+
+def test_one_event_far_ahead_of_the_stream_ends_no_period(world: World) -> None:
+    """A device of today in a replay of years ago."""
+    world.lead().turn()
+    for hour in (0.2, 0.5, 0.9):
+        world.event(hour)
+    world.index.observe(np.array([9], np.uint64), np.array([0]), np.array([START + 500 * HOUR_MS]))
+    world.broadcaster.reached(START + 500 * HOUR_MS)
+    world.turn()
+    assert world.turn(60) == [0]
+    world.event(1.2)
+    world.turn()
+    assert world.turn(60) == [0, 1]
+
+
+def test_where_several_batches_were_wrong_the_stream_goes_on_where_it_was(world: World) -> None:
+    world.lead().turn()
+    for _ in range(3):
+        world.broadcaster.reached(START + 500 * HOUR_MS)
+    world.turn()
+    assert world.turn(60) == [0, 500]
+    for _ in range(4):
+        world.event(2.5)
+    world.turn()
+    assert world.turn(60) == [0, 500, 2]
+
+
+def test_a_boundary_waits_until_what_the_topic_held_then_is_read(world: World) -> None:
+    world.lead().turn()
+    world.event(1.5)
+    noticed = world.clock.monotonic()
+    world.broadcaster.turn(world.index, noticed)
+    world.clock.advance(60)
+    world.broadcaster.turn(world.index, noticed + SETTLE_S - 0.1)
+    assert world.written == [0]
+    world.broadcaster.turn(world.index, noticed + SETTLE_S)
+    assert world.written == [0, 1]
 
 
 def test_nought_hours_are_none_at_all(bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from device_agent import trends_reader
 from device_agent.trends import TrendsBoard
 from device_agent.trends_reader import TrendsReader
+from streams.clock import SystemClock
 from streams.events import Codec, Trends
 from streams.metrics import DeviceMetrics
 from streams.neighbours import NeighbourTable
@@ -78,7 +79,10 @@ def made():
     started = []
 
     def make(bundle, board):
-        reader = TrendsReader(KafkaSettings(), Topics("t."), bundle, board, DeviceMetrics(CollectorRegistry()))
+        metrics = DeviceMetrics(CollectorRegistry())
+        reader = TrendsReader(
+            KafkaSettings(), Topics("t."), bundle, board, metrics, SystemClock(), future_tolerance_s=60.0
+        )
         started.append(reader)
         reader.start()
         return reader

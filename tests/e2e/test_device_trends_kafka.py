@@ -15,6 +15,7 @@ from device_agent.trends import AHEAD, TrendsBoard
 from device_agent.trends_reader import TrendsReader
 from infra.broker import Broker
 from streams.bundle import Bundle
+from streams.clock import SystemClock
 from streams.durable_producer import DurableProducer
 from streams.events import Codec, Trends, trends_key
 from streams.metrics import DeviceMetrics
@@ -89,7 +90,15 @@ class Reading:
 
     def __init__(self, made: Pipeline, bundle: Bundle) -> None:
         self.board, self.registry = TrendsBoard(), CollectorRegistry()
-        self.reader = TrendsReader(made.kafka, made.topics, bundle, self.board, DeviceMetrics(self.registry))
+        self.reader = TrendsReader(
+            made.kafka,
+            made.topics,
+            bundle,
+            self.board,
+            DeviceMetrics(self.registry),
+            SystemClock(),
+            future_tolerance_s=60.0,
+        )
         self.reader.start()
 
     def value(self, name: str, **labels: str) -> float:
@@ -116,6 +125,7 @@ def test_records_that_are_no_table_are_counted_and_passed_over(
         Codec(Trends).encode(msgspec.structs.replace(good, v=99)),
         msgspec.structs.replace(good, bundle_id="f" * 16),
         msgspec.structs.replace(good, weights=b"\x00\x7e" * (len(good.weights) // 2)),  # NaN
+        msgspec.structs.replace(good, as_of_ms=4_000_000_000_000, parts=6),  # the year 2096
         good,
     )
     reading.wait_taken(1)
@@ -123,6 +133,7 @@ def test_records_that_are_no_table_are_counted_and_passed_over(
     assert reading.value("ignored_records_total", reason="unknown-schema") == 1
     assert reading.value("ignored_records_total", reason="other-bundle") == 1
     assert reading.value("ignored_records_total", reason="bad-table") == 1
+    assert reading.value("ignored_records_total", reason="future-time") == 1
     assert reading.board.shares(np.array([10]))[0].table is not None
     assert reading.value("as_of_timestamp_seconds") == 0.01
 
