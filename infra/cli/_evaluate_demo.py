@@ -82,7 +82,7 @@ def _say(run: Evaluation, served: ServedRun, found: Compared) -> None:
     notes.append(f"the demo's devices ranked by {said}; offline it is torch and numpy")
     notes.append(
         f"compared: the rank of what was taken at {found.moments} events of {found.users} devices, in each arm with an "
-        "embedding of the same as_of, or without one (then the SRM ranks alone)"
+        "embedding of the same as_of, or without one (then the SRM ranks)"
     )
     notes.append(
         "offline: embeddings are made anew, with a live index that read every interaction before the request's event "
