@@ -173,10 +173,7 @@ class Ranker:
 
     def catalogue_scores(self, queries: Floats, seen: Bytes, added: Floats | None = None) -> Floats:
         """(R, N) fused scores with what is added, -inf for what is not to be ranked."""
-        scores = queries @ self._columns
-        if added is not None:
-            scores += added
-        return self._hide(scores, seen)[0]
+        return self._scored(queries, seen, added)[0]
 
     def candidate_scores(self, queries: Floats, candidates: Items, added: Floats | None = None) -> Floats:
         """(R, C) fused scores with what is added, -inf where there is no candidate."""
@@ -186,8 +183,11 @@ class Ranker:
         scores[candidates < 0] = _NEVER
         return scores
 
-    def _hide(self, scores: Floats, seen: Bytes) -> tuple[Floats, Items]:
-        """Write -inf over the scores of what is not to be ranked; and (R,) how many items are left."""
+    def _scored(self, queries: Floats, seen: Bytes, added: Floats | None) -> tuple[Floats, Items]:
+        """(R, N) scores, -inf for what is not to be ranked; and (R,) how many items are left."""
+        scores = queries @ self._columns
+        if added is not None:
+            scores += added
         n = np.full(len(scores), self.n_items, np.int32)
         if self.exclude_seen:
             hidden = np.unpackbits(seen, axis=1, count=self.n_items, bitorder="little")
@@ -196,10 +196,7 @@ class Ranker:
         return scores, n
 
     def _catalogue_block(self, queries: Floats, targets: Items, seen: Bytes, added: Floats | None) -> Ranked:
-        scores = queries @ self._columns
-        if added is not None:
-            scores += added
-        scores, n = self._hide(scores, seen)
+        scores, n = self._scored(queries, seen, added)
         at = np.arange(len(scores))
         target_score = scores[at, targets]
         rankable = (targets >= 0) & (target_score > _NEVER)

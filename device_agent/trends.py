@@ -7,7 +7,6 @@ are far behind the cloud, as in a quick replay, tables wait here for their time.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -40,7 +39,6 @@ class TrendsBoard:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._offered: tuple[NeighbourTable, ...] = ()
         """In the order in which they came."""
         self._reached_ms = -1
@@ -54,17 +52,16 @@ class TrendsBoard:
         return sum(table.as_of_ms > self._reached_ms for table in self._offered) < AHEAD
 
     def offer(self, table: NeighbourTable) -> None:
-        """Take a table; one of the same as_of is replaced."""
-        with self._lock:
-            others = [each for each in self._offered if each.as_of_ms != table.as_of_ms]
-            self._offered = (*others, table)[-HELD:]
+        """Take a table; one of the same as_of is replaced. Only one thread may offer."""
+        others = [each for each in self._offered if each.as_of_ms != table.as_of_ms]
+        self._offered = (*others, table)[-HELD:]
 
     def shares(self, times_ms: npt.NDArray[np.int64]) -> Sequence[Share]:
         """Say which table each of R events, one at least, is served with."""
         newest, oldest = int(times_ms.max()), int(times_ms.min())
         self._reached_ms = oldest
-        offered = self._offered  # another thread replaces it, and never changes it
-        usable = sorted((table for table in offered if table.as_of_ms <= newest), key=lambda each: each.as_of_ms)
+        # The tuple is replaced by another thread, and never changed: it is looked at once.
+        usable = sorted((table for table in self._offered if table.as_of_ms <= newest), key=lambda each: each.as_of_ms)
         self.as_of_ms = usable[-1].as_of_ms if usable else -1
         if not usable:
             return [Share(None, None)]

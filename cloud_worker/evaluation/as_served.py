@@ -119,9 +119,7 @@ class AsServed:
         has = moments.as_of >= 0
         without = np.flatnonzero(~has)
         alone = bench.moments(snapshots.find(moments.users[without], moments.positions[without]))
-        beta = trends_weight_of(self.bundle, staleness[without])
-        added = added_by(self.tables, alone, moments.trends_as_of_ms[without], beta)
-        ranks[without] = evaluate.ranks(bench.catalogue, alone, None, 0.0, added)
+        ranks[without] = self._ranks(alone, None, staleness[without], moments.trends_as_of_ms[without])
         rows = np.flatnonzero(has)
         some = moments.take(rows)
         pairs = Pairs(snapshots.find(some.users, some.as_of), snapshots.find(some.users, some.positions))
@@ -133,12 +131,21 @@ class AsServed:
             data = bench.data(pairs)
             staleness[rows] = staleness_of(self.head, data.phi)
             repaired = calibrator.apply(self.repair, data)
-            alpha = alpha_of(self.bundle, staleness[rows])
             served = bench.moments(pairs.fresh)
-            beta = trends_weight_of(self.bundle, staleness[rows])
-            added = added_by(self.tables, served, some.trends_as_of_ms, beta)
-            ranks[rows] = evaluate.ranks(bench.catalogue, served, repaired, alpha, added)
+            ranks[rows] = self._ranks(served, repaired, staleness[rows], some.trends_as_of_ms)
         return Offline(ranks, staleness)
+
+    def _ranks(
+        self,
+        moments: evaluate.Moments,
+        embeddings: Floats | None,
+        staleness: npt.NDArray[np.float64],
+        trends_as_of_ms: Ints,
+    ) -> Ranks:
+        """(Q,) ranks at staleness s (Q,), which is 1 without embeddings, each with the table of its as_of."""
+        alpha, beta = (weight(self.bundle, staleness) for weight in (alpha_of, trends_weight_of))
+        added = added_by(self.tables, moments, trends_as_of_ms, beta)
+        return evaluate.ranks(self.bench.catalogue, moments, embeddings, alpha, added)
 
 
 def moments_of(histories: Histories, rows: Ints, as_of: Ints, trends_as_of_ms: Ints) -> Moments:

@@ -21,11 +21,11 @@ from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.training import calibrator
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.data import Histories, Ints
+from cloud_worker.training.fusion import between
 from cloud_worker.training.networks import Answers, Networks, fitted
 from cloud_worker.training.served import OnProgress, answers_of, bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
-from cloud_worker.training.trends import between
 from cloud_worker.user_model import blend_of
 from streams.bundle import Bundle
 from streams.datasets import Prepared

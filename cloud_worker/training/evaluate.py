@@ -124,10 +124,8 @@ def ranks_for_weights(
     found = np.zeros((len(weights), len(moments)), np.int64)
     alphas = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))
     for rows, part in moments.blocks():
-        scores = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
-        if embeddings is not None:
-            cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
-            scores = standardised(fused(cloud, scores, alphas[rows]))
+        srm, cloud = _both(catalogue, part, embeddings, rows)
+        scores = srm if cloud is None else standardised(fused(cloud, srm, alphas[rows]))
         more, seen, targets = added(rows), part.seen(), part.targets
         for index, weight in enumerate(weights):
             found[index, rows] = ranks_of(scores + weight[rows].astype(np.float32)[:, None] * more, targets, seen)
@@ -143,13 +141,18 @@ def ranks_for_alphas(
     """(len(alphas), Q) ranks for each α; the scores are computed once."""
     found = np.zeros((len(alphas), len(moments)), np.int64)
     for rows, part in moments.blocks():
-        srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
-        cloud = None
-        if embeddings is not None:
-            cloud = standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)
+        srm, cloud = _both(catalogue, part, embeddings, rows)
         seen, targets = part.seen(), part.targets
         for index, alpha in enumerate(alphas):
             each = np.broadcast_to(np.asarray(alpha, np.float32), (len(moments),))[rows]
             scores = srm if cloud is None else fused(cloud, srm, each)
             found[index, rows] = ranks_of(scores, targets, seen)
     return found
+
+
+def _both(catalogue: Catalogue, part: Moments, embeddings: Floats | None, rows: slice) -> tuple[Floats, Floats | None]:
+    """(R, N) standardised scores of the SRM, and of the cloud where there are embeddings, at a block of moments."""
+    srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
+    if embeddings is None:
+        return srm, None
+    return srm, standardised(embeddings[rows] @ catalogue.vectors.T + catalogue.bias)

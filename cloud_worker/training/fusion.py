@@ -29,6 +29,11 @@ def fused(cloud: Floats, srm: Floats, alpha: Floats) -> Floats:
     return alpha[:, None] * cloud + (np.float32(1.0) - alpha[:, None]) * srm
 
 
+def between(fresh: float, stale: float, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """(Q,) a weight, α or β, at staleness s (Q,), of which the ends at 0 and 1 are given."""
+    return np.asarray(fresh + (stale - fresh) * staleness, np.float64)
+
+
 def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -> float:
     """The α with the best mean of NDCG@10 and MRR, averaged with its neighbours; of equal ones the smallest.
 

@@ -13,7 +13,7 @@ from cloud_worker.training import blending, evaluate, reliability
 from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.cloud_lists import cloud_lists
-from cloud_worker.training.fusion import GRID, best_alpha
+from cloud_worker.training.fusion import GRID, best_alpha, between
 from cloud_worker.training.list_fusion import LEARNED, best_weight
 from cloud_worker.training.metrics import auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
@@ -21,7 +21,7 @@ from cloud_worker.training.options import Progress
 from cloud_worker.training.run import Run
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, pairs_of
-from cloud_worker.training.trends import WEIGHTS, Told, between
+from cloud_worker.training.trends import WEIGHTS, Told
 from cloud_worker.training.worth import expected_gains
 from cloud_worker.training.worth import fit as fit_worth
 
@@ -82,9 +82,9 @@ def judge(
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
     staleness = reliability.fit(data.phi, was_stale, moments.users, run.options.heads, run.options.seed)
     s = staleness.predicted
-    choices = [fresh_alpha + (alpha - fresh_alpha) * s for alpha in STALE_GRID]
+    choices = [between(fresh_alpha, alpha, s) for alpha in STALE_GRID]
     stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments, repaired, choices), STALE_GRID)
-    alphas = fresh_alpha + (stale_alpha - fresh_alpha) * s
+    alphas = between(fresh_alpha, stale_alpha, s)
     served_ranks = evaluate.ranks(bench.catalogue, moments, repaired, alphas)
     near = pairs.take((data.gap > 0) & (data.gap <= GAP))
     served = Pairs(np.concatenate([at, near.stale]), np.concatenate([at, near.fresh]))

@@ -129,8 +129,3 @@ class Told:
         as_of_ms = newest_before(moments, self._begin_ms, self._every_ms)
         added = added_by(self._tables, moments, as_of_ms, np.ones(len(moments)))
         return ranks_for_weights(catalogue, moments, embeddings, alpha, added, weights)
-
-
-def between(fresh: float, stale: float, staleness: Doubles) -> npt.NDArray[np.float64]:
-    """(Q,) β at staleness (Q,)."""
-    return np.asarray(fresh + (stale - fresh) * staleness, np.float64)

@@ -12,6 +12,7 @@ import pytest
 
 from device_agent.agent import DeviceCore, Wave
 from device_agent.serving import make_serving
+from device_agent.state import digest
 from streams.bundle import Bundle
 from streams.experiment.arms import parse_arm
 from tests.bundles import make_bundle
@@ -71,6 +72,23 @@ def make_wave(items, times_ms, *, first_offset=0, now_ms=0, serve=True, hashes=N
         now_ms=now_ms,
         arms_active=arms_active,
     )
+
+
+def assert_waves_do_not_matter(core, n_items, rng, devices):
+    """Devices with random histories have the same records, however their events were cut into waves."""
+    streams = [rng.integers(-1, n_items, rng.integers(1, 20)) for _ in range(devices)]
+
+    def replay(cut):
+        records, done = core.layout.new(devices), np.zeros(devices, np.int64)
+        while (left := np.flatnonzero(done < [len(each) for each in streams])).size:
+            rows = left if cut is None else cut.permutation(left)[: cut.integers(1, len(left) + 1)]
+            items = [streams[row][done[row]] for row in rows]
+            wave = make_wave(items, done[rows], offsets=done[rows])
+            core.layout.put(records, rows, core.step(core.layout.take(records, rows), wave).records)
+            done[rows] += 1
+        return digest(records)
+
+    assert replay(None) == replay(rng)
 
 
 def embed(core, records, vectors, as_of, *, arm=0, event_time_ms=0, requested_at_ms=0, candidates=None, now_ms=0):

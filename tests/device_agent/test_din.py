@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from device_agent.agent import DeviceCore
 from device_agent.din import Din
 from device_agent.srm import largest_state, make_srm
-from device_agent.state import digest
 from streams.bundle import DIN_PARTS
 from streams.errors import BundleError
 from streams.experiment.arms import parse_arm
 from tests.bundles import din_parts, make_bundle
-from tests.device_agent.core_helpers import make_wave
+from tests.device_agent.core_helpers import assert_waves_do_not_matter
 
 ITEMS = 60
 DIMS = (2, 8, 64, 100)
@@ -105,21 +104,8 @@ def test_the_states_are_torchs(dim, rows, longest, seed):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_a_replay_in_other_waves_gives_the_same_records(seed, devices):
     """Among items of the bundle some that it does not know, which leave the state alone."""
-    rng = np.random.default_rng(seed)
     core = DeviceCore(bundle(8), [parse_arm("never")])
-    streams = [rng.integers(-1, ITEMS, rng.integers(1, 20)) for _ in range(devices)]
-
-    def replay(cut):
-        records, done = core.layout.new(devices), np.zeros(devices, np.int64)
-        while (left := np.flatnonzero(done < [len(each) for each in streams])).size:
-            rows = left if cut is None else cut.permutation(left)[: cut.integers(1, len(left) + 1)]
-            items = [streams[row][done[row]] for row in rows]
-            wave = make_wave(items, done[rows], offsets=done[rows])
-            core.layout.put(records, rows, core.step(core.layout.take(records, rows), wave).records)
-            done[rows] += 1
-        return digest(records)
-
-    assert replay(None) == replay(rng)
+    assert_waves_do_not_matter(core, ITEMS, np.random.default_rng(seed), devices)
 
 
 def test_no_history_leads_out_of_the_bound_that_the_graph_is_checked_with():

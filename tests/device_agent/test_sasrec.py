@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from device_agent.agent import DeviceCore
 from device_agent.sasrec import Sasrec
 from device_agent.srm import make_srm
-from device_agent.state import digest
 from streams.errors import BundleError
 from streams.experiment.arms import parse_arm
 from tests.bundles import make_bundle
-from tests.device_agent.core_helpers import make_wave
+from tests.device_agent.core_helpers import assert_waves_do_not_matter, make_wave
 
 ITEMS = 60
 SHAPES = ((8, 6), (64, 50), (33, 9), (100, 70), (16, 1))
@@ -115,21 +114,8 @@ def test_what_left_the_window_has_no_say_and_the_order_in_it_does():
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_a_replay_in_other_waves_gives_the_same_records(seed, devices):
     """Among items of the bundle some that it does not know, which leave the state alone."""
-    rng = np.random.default_rng(seed)
     core = DeviceCore(bundle(8, 6), [parse_arm("never")])
-    streams = [rng.integers(-1, ITEMS, rng.integers(1, 20)) for _ in range(devices)]
-
-    def replay(cut):
-        records, done = core.layout.new(devices), np.zeros(devices, np.int64)
-        while (left := np.flatnonzero(done < [len(each) for each in streams])).size:
-            rows = left if cut is None else cut.permutation(left)[: cut.integers(1, len(left) + 1)]
-            items = [streams[row][done[row]] for row in rows]
-            wave = make_wave(items, done[rows], offsets=done[rows])
-            core.layout.put(records, rows, core.step(core.layout.take(records, rows), wave).records)
-            done[rows] += 1
-        return digest(records)
-
-    assert replay(None) == replay(rng)
+    assert_waves_do_not_matter(core, ITEMS, np.random.default_rng(seed), devices)
 
 
 def test_weights_with_which_the_state_could_be_no_number_are_refused():
