@@ -1,5 +1,8 @@
 """Whether the staleness score is right, and what refreshes are worth where each score asks for them.
 
+What a refresh gains is told beside what all devices have anyway: both before and after it, the newest neighbour table
+is added, where tables are sent. Whether the embedding itself is stale, which s says, is asked without them.
+
 Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
 them: there a refresh brings the embedding that the device has, and at most the weight α of a fresh one.
 """
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.evaluation.bootstrap import Interval, UserResamples, around, stacked
+from cloud_worker.evaluation.broadcast import Broadcast, served_ranks
 from cloud_worker.evaluation.choosing import chosen
 from cloud_worker.evaluation.cloud_lists import disagreements, lists_of
 from cloud_worker.evaluation.test_period import GAPS, TestPeriod
@@ -49,9 +53,9 @@ class Sample:
         (P,) s of the bundle's head.
     pays
         (P,) for what is served without a refresh: whether the refresh lifts the next item clearly
-        (`cloud_worker.training.reliability.pays`).
+        (`cloud_worker.training.reliability.pays`). `CALIBRATED` is what is served; `STALE` has no tables.
     gains
-        (P,) NDCG@10 fused fresh less fused calibrated.
+        (P,) NDCG@10 fused fresh less fused calibrated, with the tables that there were.
     scores
         (P,) by which refreshes could be handed out: the higher, the more a refresh is wanted.
     """
@@ -121,11 +125,18 @@ def sample(
     period: TestPeriod,
     gaps: Sequence[int] = GAPS,
     *,
+    sent: Broadcast | None,
     candidates: int,
     seed: int,
     on_gap: OnGap = lambda _done, _total: None,
 ) -> Sample:
-    """Serve every moment with every gap, and see what a refresh would have brought."""
+    """Serve every moment with every gap, and see what a refresh would have brought.
+
+    Parameters
+    ----------
+    sent
+        The tables that devices had at the period's moments; None: none were sent.
+    """
     bench = period.bench
     gaps = [gap for gap in gaps if gap <= period.longest_gap]
     parts: list[dict[str, npt.NDArray[np.generic]]] = []
@@ -133,12 +144,13 @@ def sample(
     lists = lists_of(period, candidates)
     for gap in gaps:
         on_gap(len(parts), len(gaps))
-        _, pairs = period.pairs(gap)
+        able, pairs = period.pairs(gap)
         data, moments = bench.data(pairs), bench.moments(pairs.fresh)
-        s = period.staleness(data.phi)
-        fresh = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
+        s, told = period.staleness(data.phi), None if sent is None else sent.take(able)
+        alone = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
         stale = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
-        repaired = evaluate.ranks(bench.catalogue, moments, calibrator.apply(period.repair, data), period.alpha(s))
+        fresh = served_ranks(period, moments, data.fresh, np.zeros(len(pairs)), told)
+        repaired = served_ranks(period, moments, calibrator.apply(period.repair, data), s, told)
         gains = ndcg_at(fresh) - ndcg_at(repaired)
         parts.append(
             {
@@ -147,7 +159,7 @@ def sample(
                 "s": s,
                 "w": period.worth(data.phi),
                 CALIBRATED: pays(repaired, fresh),
-                STALE: pays(stale, fresh),
+                STALE: pays(stale, alone),
                 "gains": gains,
                 "age": data.phi[:, _AGE].astype(np.float64),
                 "cosine": -data.phi[:, _COSINE].astype(np.float64),

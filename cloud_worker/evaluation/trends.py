@@ -9,25 +9,23 @@ carry it; what later ones add to it is what others did since.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.evaluation.bootstrap import Interval, stacked
+from cloud_worker.evaluation.broadcast import Broadcast, served_ranks
 from cloud_worker.evaluation.choosing import chosen
 from cloud_worker.evaluation.collaborative import RATIOS
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM, Column, repeated
-from cloud_worker.evaluation.test_period import TestPeriod, trends_weight_of
-from cloud_worker.training import calibrator, evaluate
-from cloud_worker.training.data import Ints
+from cloud_worker.evaluation.test_period import TestPeriod
+from cloud_worker.training import calibrator
 from cloud_worker.training.evaluate import Moments
 from cloud_worker.training.metrics import Ranks
-from cloud_worker.training.trends import HOUR_MS, OnDone, added_by, newest_before, tables_at
+from cloud_worker.training.trends import OnDone
 from streams.experiment.ranking_metrics import ndcg_at
-from streams.neighbours import NeighbourTable
 
 Floats = npt.NDArray[np.float32]
 
@@ -46,54 +44,6 @@ COMPARED: Final = (
     (f"{FRESH} + {TRENDS}", f"{CALIBRATED} + {TRENDS}"),
 )
 """Methods whose paired differences say what each part is worth beside the others."""
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """What devices were sent by Q moments.
-
-    Attributes
-    ----------
-    begin_ms
-        The bundle's day.
-    tables
-        By ``as_of_ms``: that of the bundle's day, and those below.
-    as_of_ms
-        (Q,) of the newest table at each moment.
-    """
-
-    begin_ms: int
-    tables: Mapping[int, NeighbourTable]
-    as_of_ms: Ints
-
-    @property
-    def table_bytes(self) -> int:
-        """Of one table: all have one size."""
-        table = self.tables[self.begin_ms]
-        return table.items.nbytes + table.weights.nbytes
-
-
-def broadcast(
-    moments: Moments,
-    *,
-    begin_ms: int,
-    every_hours: float,
-    ring: int,
-    kept: int,
-    on_done: OnDone = lambda _done, _total: None,
-) -> Broadcast:
-    """Make the tables that devices would have had at moments.
-
-    Parameters
-    ----------
-    begin_ms
-        The bundle's day, the first table's ``as_of_ms``; the others follow every so many hours. No moment lies before.
-    ring, kept
-        See `cloud_worker.training.trends.tables_at`.
-    """
-    as_of_ms = newest_before(moments, begin_ms, round(every_hours * HOUR_MS))
-    tables = tables_at(moments.histories, np.append(as_of_ms, begin_ms), ring=ring, kept=kept, on_done=on_done)
-    return Broadcast(begin_ms, tables, as_of_ms)
 
 
 def columns(period: TestPeriod, sent: Broadcast, gaps: Sequence[int], *, seed: int, on_done: OnDone) -> list[Column]:
@@ -151,10 +101,5 @@ def _by_addition(
     sent: Broadcast,
 ) -> dict[str, Ranks]:
     """Ranks of what is served at staleness s (Q,), 1 without embeddings, alone and with either addition."""
-    alpha, beta = period.alpha(staleness), trends_weight_of(period.bundle, staleness)
-    of_the_day = np.full_like(sent.as_of_ms, sent.begin_ms)
-    additions = (None, *(added_by(sent.tables, moments, each, beta) for each in (of_the_day, sent.as_of_ms)))
-    return {
-        f"{served}{name}": evaluate.ranks(period.bench.catalogue, moments, embeddings, alpha, added)
-        for name, added in zip(ADDED, additions, strict=True)
-    }
+    found = (served_ranks(period, moments, embeddings, staleness, each) for each in (None, sent.of_the_day(), sent))
+    return {f"{served}{name}": ranks for name, ranks in zip(ADDED, found, strict=True)}

@@ -22,7 +22,7 @@ from cloud_worker.training.run import Run
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, pairs_of
 from cloud_worker.training.trends import WEIGHTS, Told
-from cloud_worker.training.worth import expected_gains
+from cloud_worker.training.worth import Served, expected_gains
 from cloud_worker.training.worth import fit as fit_worth
 
 GAP: Final = 16
@@ -74,9 +74,10 @@ def judge(
     just_asked = np.sort(draw.choice(at, min(len(at), len(pairs) // 6), replace=False))
     pairs = Pairs(np.concatenate([pairs.stale, just_asked]), np.concatenate([pairs.fresh, just_asked]))
     data, moments = bench.data(pairs), bench.moments(pairs.fresh)
+    repaired, now = calibration.apply(repair, data), bench.embeddings[at]
+
     run.on_progress(Progress("choosing α", 0, 1))
-    repaired = calibration.apply(repair, data)
-    fresh_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, every, bench.embeddings[at], GRID))
+    fresh_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, every, now, GRID))
     fresh_ranks = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
     stale_ranks = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
@@ -85,7 +86,6 @@ def judge(
     choices = [between(fresh_alpha, alpha, s) for alpha in STALE_GRID]
     stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments, repaired, choices), STALE_GRID)
     alphas = between(fresh_alpha, stale_alpha, s)
-    served_ranks = evaluate.ranks(bench.catalogue, moments, repaired, alphas)
     near = pairs.take((data.gap > 0) & (data.gap <= GAP))
     served = Pairs(np.concatenate([at, near.stale]), np.concatenate([at, near.fresh]))
     lists = cloud_lists(answers, every, space, blend).take(np.searchsorted(at, served.stale))
@@ -93,14 +93,23 @@ def judge(
     run.on_progress(Progress("choosing α", 1, 1, f"α {fresh_alpha:.2f} fresh, {stale_alpha:.2f} stale"))
 
     run.on_progress(Progress("choosing β", 0, 1))
-    fresh_told = told.ranks(bench.catalogue, every, bench.embeddings[at], fresh_alpha, _each(len(every)))
+    fresh_told = told.ranks(bench.catalogue, every, now, fresh_alpha, _each(len(every)))
     fresh_beta = best_alpha(fresh_told, WEIGHTS)
-    stale_told = told.ranks(
-        bench.catalogue, moments, repaired, alphas, [between(fresh_beta, stale, s) for stale in WEIGHTS]
-    )
+    betas_tried = [between(fresh_beta, stale, s) for stale in WEIGHTS]
+    stale_told = told.ranks(bench.catalogue, moments, repaired, alphas, betas_tried)
     alone_told = told.ranks(bench.catalogue, every, None, 0.0, _each(len(every)))
     stale_beta = best_alpha(np.concatenate([stale_told, alone_told], axis=1), WEIGHTS)
+    betas, served_ranks = betas_tried[WEIGHTS.index(stale_beta)], stale_told[WEIGHTS.index(stale_beta)]
     run.on_progress(Progress("choosing β", 1, 1, f"β {fresh_beta:.1f} fresh, {stale_beta:.1f} stale"))
+
+    run.on_progress(Progress("what refreshes gain", 0, 1))
+    after = Served(data.fresh, np.full(len(pairs), fresh_alpha), np.full(len(pairs), fresh_beta))
+    expected = expected_gains(bench.catalogue, moments, after, Served(repaired, alphas, betas), told.said(moments))
+    (after_ranks,) = told.ranks(bench.catalogue, moments, data.fresh, fresh_alpha, [after.betas])
+    realised = reliability.gain(after_ranks) - reliability.gain(served_ranks)
+    worth = fit_worth(data.phi, expected, realised, moments.users, run.options.heads, run.options.seed)
+    pays = reliability.pays(served_ranks, after_ranks)
+    run.on_progress(Progress("what refreshes gain", 1, 1))
 
     found: dict[str, float] = {}
     popularity = run.histories.popularity(valid=False).astype(np.float32)
@@ -110,25 +119,19 @@ def judge(
     found |= summary("cloud_text", evaluate.ranks(bench.catalogue, every, answers.text, 1.0))
     found |= summary("cloud_live", blending.live_ranks(answers.live, every))
     found |= summary("cloud_teacher", blending.teacher_ranks(answers, every, space, blend))
-    found |= summary("cloud_fresh", evaluate.ranks(bench.catalogue, every, bench.embeddings[at], 1.0))
-    found |= summary("fused_fresh", evaluate.ranks(bench.catalogue, every, bench.embeddings[at], fresh_alpha))
-
-    run.on_progress(Progress("what refreshes gain", 0, 1))
-    expected = expected_gains(bench.catalogue, moments, data.fresh, repaired, fresh_alpha, alphas)
-    realised = reliability.gain(fresh_ranks) - reliability.gain(served_ranks)
-    worth = fit_worth(data.phi, expected, realised, moments.users, run.options.heads, run.options.seed)
-    run.on_progress(Progress("what refreshes gain", 1, 1))
-    pays = reliability.pays(served_ranks, fresh_ranks)
+    found |= summary("cloud_fresh", evaluate.ranks(bench.catalogue, every, now, 1.0))
+    found |= summary("fused_fresh", evaluate.ranks(bench.catalogue, every, now, fresh_alpha))
 
     far = data.gap == GAP
     late_moments = moments.take(far)
     found |= summary(f"srm@gap{GAP}", evaluate.ranks(bench.catalogue, late_moments, None, 0.0))
     found |= summary(f"fused_fresh@gap{GAP}", fresh_ranks[far])
     found |= summary(f"fused_stale@gap{GAP}", stale_ranks[far])
-    found |= summary(f"fused_calibrated@gap{GAP}", served_ranks[far])
+    untold = evaluate.ranks(bench.catalogue, late_moments, repaired[far], alphas[far])
+    found |= summary(f"fused_calibrated@gap{GAP}", untold)
     found |= summary("srm+trends", alone_told[WEIGHTS.index(stale_beta)])
     found |= summary("fused_fresh+trends", fresh_told[WEIGHTS.index(fresh_beta)])
-    found |= summary(f"fused_calibrated+trends@gap{GAP}", stale_told[WEIGHTS.index(stale_beta), far])
+    found |= summary(f"fused_calibrated+trends@gap{GAP}", served_ranks[far])
     found |= {
         "moments": float(len(every)),
         f"moments@gap{GAP}": float(far.sum()),

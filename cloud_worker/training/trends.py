@@ -126,6 +126,9 @@ class Told:
         weights: Sequence[Doubles],
     ) -> npt.NDArray[np.int64]:
         """(len(weights), Q) ranks of the period's moments for each β (Q,)."""
+        return ranks_for_weights(catalogue, moments, embeddings, alpha, self.said(moments), weights)
+
+    def said(self, moments: Moments) -> Added:
+        """z(τ) at moments of the period, by the newest table that each of them had."""
         as_of_ms = newest_before(moments, self._begin_ms, self._every_ms)
-        added = added_by(self._tables, moments, as_of_ms, np.ones(len(moments)))
-        return ranks_for_weights(catalogue, moments, embeddings, alpha, added, weights)
+        return added_by(self._tables, moments, as_of_ms, np.ones(len(moments)))

@@ -6,9 +6,10 @@ distribution that the fresh embedding stands for::
 
     w* = Σ_i q_i (1 / log2(1 + rank_fresh(i)) - 1 / log2(1 + rank_served(i)))      q = softmax(⟨e_fresh, v⟩ + b)
 
-with ranks under the fused scores, what the user took left out, and *served* the calibrated embedding at its α. The sum
-is over the most probable items. w = y (`cloud_worker.training.signal_head`) is fitted to w* by least squares, and then
-scaled to the gains that the moments really had, across folds of users: so that a threshold is a price.
+with ranks as a device serves: fused, what the newest neighbour table says added to both, what the user took left out,
+and *served* the calibrated embedding at its α and β. So what the broadcast tells everybody is not counted as a gain.
+The sum is over the most probable items. w = y (`cloud_worker.training.signal_head`) is fitted to w* by least squares,
+and then scaled to the gains that the moments really had, across folds of users: so that a threshold is a price.
 
 Ours: SCaLRec (arXiv 2601.22543) and LSC4Rec (arXiv 2501.05647) ask by unreliability and by disagreement of ranks.
 """
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.nn.functional import mse_loss
 
-from cloud_worker.training.evaluate import Catalogue, Moments
+from cloud_worker.training.evaluate import Added, Catalogue, Moments
 from cloud_worker.training.fusion import fused, standardised
 from cloud_worker.training.options import HeadOptions
 from cloud_worker.training.reliability import gain
@@ -36,23 +37,30 @@ ITEMS: Final = 200
 _LEAST_SLOPE: Final = 0.05
 
 
-def expected_gains(
-    catalogue: Catalogue, moments: Moments, fresh: Floats, served: Floats, fresh_alpha: float, alphas: Doubles
-) -> Doubles:
-    """(Q,) w* of serving moments with embeddings (Q, d) at α (Q,), where the cloud would send others now.
+@dataclass(frozen=True)
+class Served:
+    """With what Q moments are served: embeddings (Q, d), their weight α (Q,), and the weight β (Q,) of the tables."""
+
+    embeddings: Floats
+    alphas: Doubles
+    betas: Doubles
+
+
+def expected_gains(catalogue: Catalogue, moments: Moments, fresh: Served, served: Served, said: Added) -> Doubles:
+    """(Q,) w* of serving moments as they are `served`, where the cloud would send what is `fresh` now.
 
     Parameters
     ----------
-    fresh
-        (Q, d) what the cloud would send, served at `fresh_alpha`.
+    said
+        What the newest tables say, which β weighs.
     """
     found = np.zeros(len(moments))
     for rows, part in moments.blocks():
         srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
-        raw = fresh[rows] @ catalogue.vectors.T + catalogue.bias
-        other = standardised(served[rows] @ catalogue.vectors.T + catalogue.bias)
-        with_it = fused(standardised(raw), srm, np.full(len(part), fresh_alpha, np.float32))
-        without = fused(other, srm, alphas[rows].astype(np.float32))
+        told = said(rows)
+        raw, other = (each.embeddings[rows] @ catalogue.vectors.T + catalogue.bias for each in (fresh, served))
+        with_it = _scores(standardised(raw), srm, told, fresh, rows)
+        without = _scores(standardised(other), srm, told, served, rows)
         if (seen := part.seen()) is not None:
             for scores in (raw, with_it, without):
                 scores[seen] = -np.inf
@@ -62,6 +70,12 @@ def expected_gains(
         change = gain(_ranks(with_it, likely)) - gain(_ranks(without, likely))
         found[rows] = (np.take_along_axis(share, likely, axis=1) * change).sum(axis=1)
     return found
+
+
+def _scores(cloud: Floats, srm: Floats, told: Floats, served: Served, rows: slice) -> Floats:
+    """(B, N) what a block is ranked by, from standardised scores of both models."""
+    both = standardised(fused(cloud, srm, served.alphas[rows].astype(np.float32)))
+    return np.asarray(both + served.betas[rows].astype(np.float32)[:, None] * told, np.float32)
 
 
 def _ranks(scores: Floats, items: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cloud_worker.evaluation.bootstrap import Interval
+    from cloud_worker.evaluation.broadcast import Broadcast
     from cloud_worker.evaluation.test_period import TestPeriod
     from infra.cli._bars import StageBars
     from infra.evaluation.opening import Judged
@@ -61,6 +63,28 @@ class Evaluation:
         from infra.evaluation.opening import open_period
 
         return open_period(self.judged, self.bars.show, moments=moments, seed=seed, gaps=gaps, nearest=nearest)
+
+    def broadcast(self, period: TestPeriod, *, every_hours: float, kept: int | None = None) -> Broadcast:
+        """Make the tables that devices would have had at the period's moments.
+
+        Parameters
+        ----------
+        kept
+            Neighbours of an item; None: as many as the cloud sends.
+        """
+        from cloud_worker.evaluation.broadcast import broadcast
+        from cloud_worker.live.neighbour_counts import neighbours_kept
+        from cloud_worker.live.reader import live_options
+
+        bundle = self.judged.bundle
+        return broadcast(
+            period.bench.moments(period.moments),
+            begin_ms=bundle.manifest.test.start_ms,
+            every_hours=every_hours,
+            ring=live_options(bundle).ring,
+            kept=neighbours_kept(bundle.manifest.n_items) if kept is None else kept,
+            on_done=partial(self.bars.show, "tables"),
+        )
 
     def finish(
         self, result: dict[str, Any], plot: Callable[[Path], None] | None, show: Callable[[Console], None]

@@ -37,6 +37,14 @@ def reliability(
     gaps: Annotated[
         str, typer.Option(metavar="G,G,…", help="Each moment is paired with each of these gaps that it bears.")
     ] = "0,1,2,4,8,16,32",
+    every_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1e6,
+            help="Hours of event time from one table of the broadcast to the next, 0: none is sent; the setting's.",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -45,11 +53,14 @@ def reliability(
 
     AUC, ECE and diagram of staleness s against "a refresh pays", with the stale embedding and with the calibrated one
     instead of it; gain and precision of the refreshes that the expected gain w would hand out at 5, 10 and 20 %,
-    against s, random, gap, age, cosine and rank disagreement.
+    against s, random, gap, age, cosine and rank disagreement. Gains are those of devices that have the newest table of
+    the broadcast anyway; --every-hours 0 takes it from them.
     """
     wanted = numbers(gaps, "--gaps")
-    candidates = ctx.obj.settings.cloud.candidates
-    options = {"moments": moments, "gaps": wanted, "candidates": candidates, "seed": seed}
+    settings = ctx.obj.settings.cloud
+    candidates = settings.candidates
+    every_hours = settings.trends_hours if every_hours is None else every_hours
+    options = {"moments": moments, "gaps": wanted, "candidates": candidates, "every_hours": every_hours, "seed": seed}
     with evaluation(
         ctx, "reliability", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options
     ) as run:
@@ -60,6 +71,7 @@ def reliability(
         found = measure.sample(
             period,
             wanted,
+            sent=run.broadcast(period, every_hours=every_hours) if every_hours else None,
             candidates=candidates,
             seed=seed,
             on_gap=lambda done, total: run.bars.show("serving", done, total),
@@ -77,6 +89,11 @@ def reliability(
         )
         run.notes.append(
             f"a refresh pays where it lifts 1/log2(1+rank) of what was taken by more than {measure.CLEARLY}"
+        )
+        run.notes.append(
+            f"a table of the broadcast every {every_hours:g} h is added before and after a refresh"
+            if every_hours
+            else "no broadcast: a refresh brings what it would have told as well"
         )
         run.warn_of_few_users(found.resamples.n_users)
         result = {

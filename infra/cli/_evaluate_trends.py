@@ -69,20 +69,12 @@ def trends(
         from cloud_worker.evaluation import trends as measure
         from cloud_worker.evaluation.staleness import difference
         from cloud_worker.live.neighbour_counts import neighbours_kept
-        from cloud_worker.live.reader import live_options
         from infra.evaluation.trends_plot import plot_trends
 
         judged = run.judged.bundle
         kept = neighbours_kept(judged.manifest.n_items) if kept is None else kept
         period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
-        sent = measure.broadcast(
-            period.bench.moments(period.moments),
-            begin_ms=judged.manifest.test.start_ms,
-            every_hours=every_hours,
-            ring=live_options(judged).ring,
-            kept=kept,
-            on_done=partial(run.bars.show, "tables"),
-        )
+        sent = run.broadcast(period, every_hours=every_hours, kept=kept)
         columns = measure.columns(period, sent, asked, seed=seed, on_done=partial(run.bars.show, "ranking"))
         fresh, stale = judged.device["fusion.trends"]
         last = columns[-1]

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from cloud_worker.encoder import EncodedBatch
 from cloud_worker.evaluation import collaborative, reliability, staleness
+from cloud_worker.evaluation.broadcast import broadcast
 from cloud_worker.evaluation.cloud_lists import lists_of
 from cloud_worker.evaluation.test_period import load_test_period
 from cloud_worker.history import History
@@ -187,7 +188,7 @@ def test_what_the_live_index_says_of_a_moment_depends_on_no_other_moment(period)
 
 
 def test_reliability_pairs_gains_and_scores_belong_together(period):
-    found = reliability.sample(period, GAPS, candidates=20, seed=0)
+    found = reliability.sample(period, GAPS, sent=None, candidates=20, seed=0)
     assert len(found.gap) == sum(len(period.pairs(gap)[0]) for gap in GAPS)
     assert not found.pays[reliability.STALE][found.gap == 0].any()
     assert (found.gains[found.pays[reliability.CALIBRATED]] >= 0).all()
@@ -205,8 +206,22 @@ def test_reliability_pairs_gains_and_scores_belong_together(period):
     assert (found.scores["1 - cos(e, m)"][found.gap == 0] == found.scores["1 - cos(e, m)"].min()).all()
 
 
+def test_what_the_broadcast_tells_is_in_what_is_served_before_and_after_a_refresh(period):
+    """A table moves ranks, of the fresh and of the stale alike; whether the embedding is stale, it does not touch."""
+    moments = period.bench.moments(period.moments)
+    start_ms = period.bundle.manifest.test.start_ms
+    sent = broadcast(moments, begin_ms=start_ms, every_hours=1, ring=100, kept=N_ITEMS - 1)
+    told, untold = (reliability.sample(period, GAPS, sent=each, candidates=20, seed=0) for each in (sent, None))
+    assert (told.pays[reliability.STALE] == untold.pays[reliability.STALE]).all()
+    assert (told.gains != untold.gains).any()
+    for score in ("gap", "age", "1 - cos(e, m)", "staleness s", "expected gain w"):
+        assert (told.scores[score] == untold.scores[score]).all()
+    of_none = dataclasses.replace(sent, as_of_ms=np.full_like(sent.as_of_ms, -1))
+    assert (reliability.sample(period, GAPS, sent=of_none, candidates=20, seed=0).gains == untold.gains).all()
+
+
 def test_decisions_spend_the_budget_and_nothing_beats_the_oracle(period):
-    found = reliability.sample(period, GAPS, candidates=20, seed=0)
+    found = reliability.sample(period, GAPS, sent=None, candidates=20, seed=0)
     made = {(each.score, each.rate): each for each in reliability.decisions(found)}
     for rate in reliability.RATES:
         best = made["oracle", rate].gain.mean
@@ -218,7 +233,7 @@ def test_decisions_spend_the_budget_and_nothing_beats_the_oracle(period):
 
 
 def test_the_diagram_holds_every_pair_once(period):
-    found = reliability.sample(period, GAPS, candidates=20, seed=0)
+    found = reliability.sample(period, GAPS, sent=None, candidates=20, seed=0)
     bins = reliability.diagram(found, reliability.STALE)
     assert sum(each.pairs for each in bins) == len(found.gap)
     assert [each.predicted for each in bins] == sorted(each.predicted for each in bins)

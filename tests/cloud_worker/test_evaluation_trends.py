@@ -11,9 +11,11 @@ import pytest
 pytest.importorskip("torch")
 
 from cloud_worker.evaluation import staleness, trends
+from cloud_worker.evaluation.broadcast import Broadcast, broadcast
+from cloud_worker.evaluation.collaborative import RATIOS
 from cloud_worker.evaluation.staleness import CALIBRATED, FRESH, SRM
 from cloud_worker.evaluation.test_period import load_test_period
-from cloud_worker.evaluation.trends import METHODS, STATIC, TRENDS, Broadcast, broadcast
+from cloud_worker.evaluation.trends import METHODS, STATIC, TRENDS
 from cloud_worker.training.data import make_histories
 from cloud_worker.training.evaluate import Moments
 from cloud_worker.training.trends import HOUR_MS, added_by
@@ -111,7 +113,7 @@ def test_refreshes_begin_with_the_repaired_and_end_with_the_fresh(columns, perio
     by_addition = trends.refreshed(period, columns[-1])
     for added in ("", f" + {TRENDS}"):
         found = by_addition[added]
-        assert list(found) == list(trends.RATIOS)
+        assert list(found) == list(RATIOS)
         ends = [columns[-1].measured("ndcg@10")[f"{served}{added}"].mean() for served in (CALIBRATED, FRESH)]
         assert [found[0.0].mean, found[1.0].mean] == pytest.approx(ends)
 

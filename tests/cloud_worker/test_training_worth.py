@@ -35,7 +35,11 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
     catalogue, moments, rng = serving(1, exclude_seen=exclude_seen)
     fresh, served = rng.normal(size=(2, USERS, D)).astype(np.float32)
     alphas = rng.uniform(0.2, 0.9, USERS)
-    found = worth.expected_gains(catalogue, moments, fresh, served, 0.8, alphas)
+    betas, said = rng.uniform(0, 1, USERS), rng.normal(size=(USERS, N)).astype(np.float32)
+    after = worth.Served(fresh, np.full(USERS, 0.8), np.full(USERS, 0.3))
+    found = worth.expected_gains(
+        catalogue, moments, after, worth.Served(served, alphas, betas), lambda rows: said[rows]
+    )
     for user in range(USERS):
         may = np.ones(N, bool)
         if exclude_seen:
@@ -45,7 +49,11 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
         other = z(catalogue.vectors @ served[user] + catalogue.bias)
         q = np.exp(raw[may]) / np.exp(raw[may]).sum()
         gains = []
-        for scores in (0.8 * z(raw) + 0.2 * srm, alphas[user] * other + (1 - alphas[user]) * srm):
+        for beta, both in (
+            (0.3, z(0.8 * z(raw) + 0.2 * srm)),
+            (betas[user], z(alphas[user] * other + (1 - alphas[user]) * srm)),
+        ):
+            scores = both + beta * said[user]
             rank = (scores[may][None] >= scores[may][:, None]).sum(axis=1)
             gains.append(1 / np.log2(1 + rank))
         assert found[user] == pytest.approx(float(q @ (gains[0] - gains[1])), abs=1e-4)
@@ -54,7 +62,9 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
 def test_a_refresh_that_brings_what_is_there_gains_nothing() -> None:
     catalogue, moments, rng = serving(2, exclude_seen=True)
     e = rng.normal(size=(USERS, D)).astype(np.float32)
-    assert np.abs(worth.expected_gains(catalogue, moments, e, e, 0.7, np.full(USERS, 0.7))).max() == 0
+    said = rng.normal(size=(USERS, N)).astype(np.float32)
+    now = worth.Served(e, np.full(USERS, 0.7), np.full(USERS, 0.4))
+    assert np.abs(worth.expected_gains(catalogue, moments, now, now, lambda rows: said[rows])).max() == 0
 
 
 def test_the_head_finds_what_decides_in_the_unit_of_the_gains_that_were_had() -> None:
@@ -78,3 +88,16 @@ def test_the_head_is_never_turned_around_and_survives_no_moments() -> None:
     assert np.corrcoef(found.predicted, expected)[0, 1] > 0.5
     nothing = worth.fit(phi[:0], expected[:0], expected[:0], np.zeros(0, int), HeadOptions(epochs=2), seed=0)
     assert np.isfinite(nothing.head.values(phi)).all()
+
+
+def test_what_the_tables_tell_everybody_is_no_gain_of_a_refresh() -> None:
+    """A table that names the next items as loudly as both embeddings disagree leaves little for a refresh to bring."""
+    catalogue, moments, rng = serving(3, exclude_seen=False)
+    fresh, served = rng.normal(size=(2, USERS, D)).astype(np.float32)
+    known = fresh @ catalogue.vectors.T + catalogue.bias
+
+    def gains(beta: float) -> float:
+        after, now = (worth.Served(e, np.full(USERS, 0.9), np.full(USERS, beta)) for e in (fresh, served))
+        return float(worth.expected_gains(catalogue, moments, after, now, lambda rows: known[rows]).mean())
+
+    assert 0 < gains(3.0) < 0.5 * gains(0.0)

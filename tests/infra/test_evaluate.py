@@ -150,7 +150,14 @@ def test_reliability_compares_the_expected_gain_with_every_other_score(evaluate)
     assert {row["rate"] for row in answer["decisions"]} == {0.05, 0.1, 0.2}
     assert len({row["score"] for row in answer["decisions"]}) == 8
     assert len(answer["diagram"]) == 20
-    assert left_behind(answer, "reliability")["options"]["candidates"] == 100
+    options = left_behind(answer, "reliability")["options"]
+    assert (options["candidates"], options["every_hours"]) == (100, 24)
+    assert any("every 24 h is added before and after" in note for note in answer["meta"]["notes"])
+    done = evaluate("reliability", "--json", "--moments", "150", "--every-hours", "0")
+    alone = json.loads(done.stdout)
+    assert any(note.startswith("no broadcast") for note in alone["meta"]["notes"])
+    gains = ({(row["score"], row["rate"]): row["gain"] for row in each["decisions"]} for each in (answer, alone))
+    assert next(gains) != next(gains)
 
 
 def test_collaborative_shows_every_rule_and_who_asks(evaluate) -> None:

@@ -1,0 +1,99 @@
+"""The neighbour tables that devices would have had at the moments of a test period: as trends.v1 sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud_worker.evaluation.test_period import TestPeriod, trends_weight_of
+from cloud_worker.training import evaluate
+from cloud_worker.training.data import Ints
+from cloud_worker.training.evaluate import Moments
+from cloud_worker.training.metrics import Ranks
+from cloud_worker.training.trends import HOUR_MS, OnDone, added_by, newest_before, tables_at
+from streams.neighbours import NeighbourTable
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What devices were sent by Q moments.
+
+    Attributes
+    ----------
+    begin_ms
+        The bundle's day.
+    tables
+        By ``as_of_ms``: that of the bundle's day, and those below.
+    as_of_ms
+        (Q,) of the newest table at each moment.
+    """
+
+    begin_ms: int
+    tables: Mapping[int, NeighbourTable]
+    as_of_ms: Ints
+
+    def take(self, rows: Ints) -> Broadcast:
+        """What was sent by some of the moments."""
+        return replace(self, as_of_ms=self.as_of_ms[rows])
+
+    def of_the_day(self) -> Broadcast:
+        """The same, had nothing come after the table of the bundle's day."""
+        return replace(self, as_of_ms=np.full_like(self.as_of_ms, self.begin_ms))
+
+    @property
+    def table_bytes(self) -> int:
+        """Of one table: all have one size."""
+        table = self.tables[self.begin_ms]
+        return table.items.nbytes + table.weights.nbytes
+
+
+def broadcast(
+    moments: Moments,
+    *,
+    begin_ms: int,
+    every_hours: float,
+    ring: int,
+    kept: int,
+    on_done: OnDone = lambda _done, _total: None,
+) -> Broadcast:
+    """Make the tables that devices would have had at moments.
+
+    Parameters
+    ----------
+    begin_ms
+        The bundle's day, the first table's ``as_of_ms``; the others follow every so many hours. No moment lies before.
+    ring, kept
+        See `cloud_worker.training.trends.tables_at`.
+    """
+    as_of_ms = newest_before(moments, begin_ms, round(every_hours * HOUR_MS))
+    tables = tables_at(moments.histories, np.append(as_of_ms, begin_ms), ring=ring, kept=kept, on_done=on_done)
+    return Broadcast(begin_ms, tables, as_of_ms)
+
+
+def served_ranks(
+    period: TestPeriod,
+    moments: Moments,
+    embeddings: Floats | None,
+    staleness: npt.NDArray[np.floating],
+    sent: Broadcast | None,
+) -> Ranks:
+    """(Q,) ranks of what a device serves, both models fused and the table it had added, by the bundle's α and β.
+
+    Parameters
+    ----------
+    embeddings
+        (Q, d); None: it has none.
+    staleness
+        (Q,) s: 0 just after a refresh, 1 without an embedding.
+    sent
+        By these moments; None: nothing, and nothing is added.
+    """
+    added = None
+    if sent is not None:
+        added = added_by(sent.tables, moments, sent.as_of_ms, trends_weight_of(period.bundle, staleness))
+    return evaluate.ranks(period.bench.catalogue, moments, embeddings, period.alpha(staleness), added)
