@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud_worker.training.bundles import find_bundle, newest_bundle, read_manifest
-from streams.bundle import MANIFEST
+from streams.bundle import load_manifest
 from streams.datasets import Prepared, Split
 from streams.errors import BundleError
 from streams.settings import Settings
@@ -22,11 +22,7 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
         What is named is no bundle, or none is named and there is none of the dataset.
     """
     if named := given or settings.bundle:
-        if read_manifest(named) is None:
-            raise BundleError(
-                f"{named} holds no bundle of this version (no readable {MANIFEST})",
-                remedy="name the folder that `driftline train` printed, or leave it out for the newest one",
-            )
+        load_manifest(named)
         return named
     name = settings.dataset
     found = newest_bundle(settings.home, name)

@@ -313,6 +313,42 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
+def load_manifest(path: Path) -> Manifest:
+    """Read a bundle's manifest; the files that it names are not verified.
+
+    Raises
+    ------
+    BundleError
+        It is missing, or of another format.
+    """
+    try:
+        blob = (path / MANIFEST).read_bytes()
+        of = msgspec.json.decode(blob, type=_OfFormat).format
+        if of != FORMAT:
+            raise BundleError(
+                f"bundle {path}: format {of}, this version reads {FORMAT}",
+                remedy="train it anew with `driftline train`, or name another with --bundle",
+            )
+        return msgspec.json.decode(blob, type=Manifest)
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    except msgspec.MsgspecError as exc:
+        raise BundleError(f"bundle {path}: its manifest is not one of format {FORMAT}: {exc}") from exc
+
+
+class _OfFormat(msgspec.Struct):
+    """What a manifest of any format has."""
+
+    format: int
+
+
+def _unreadable(path: Path, exc: OSError) -> BundleError:
+    return BundleError(
+        f"bundle {path}: {exc.filename} cannot be read ({exc.strerror})",
+        remedy="make one with `driftline train`, or name another with --bundle",
+    )
+
+
 def load_bundle(path: Path, *, part: str = "all") -> Bundle:
     """Read a bundle and verify every byte of it.
 
@@ -326,18 +362,11 @@ def load_bundle(path: Path, *, part: str = "all") -> Bundle:
     BundleError
         It is missing, of another format, or a byte of it changed.
     """
+    manifest = load_manifest(path)
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
         blobs = {name: (path / name).read_bytes() for name in manifest.files}
     except OSError as exc:
-        raise BundleError(
-            f"bundle {path}: {exc.filename} cannot be read ({exc.strerror})",
-            remedy="make one with `driftline train`, or name another with --bundle",
-        ) from exc
-    except msgspec.MsgspecError as exc:
-        raise BundleError(f"bundle {path}: its manifest is not one of format {FORMAT}: {exc}") from exc
-    if manifest.format != FORMAT:
-        raise BundleError(f"bundle {path}: format {manifest.format}, this version reads {FORMAT}")
+        raise _unreadable(path, exc) from exc
     for name, blob in blobs.items():
         if (found := hashlib.sha256(blob).hexdigest()) != manifest.files[name]:
             raise BundleError(

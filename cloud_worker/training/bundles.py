@@ -7,10 +7,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import msgspec
-
-from streams.bundle import FORMAT, MANIFEST, Manifest
+from streams.bundle import MANIFEST, Manifest, load_manifest
 from streams.datasets import Split
+from streams.errors import BundleError
 
 
 def driftline_version() -> str:
@@ -38,10 +37,9 @@ def bundle_path(
 def read_manifest(path: Path) -> Manifest | None:
     """Return a bundle's manifest, or None where there is none that this version reads; the files are not verified."""
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError):
+        return load_manifest(path)
+    except BundleError:
         return None
-    return manifest if manifest.format == FORMAT else None
 
 
 def fits(

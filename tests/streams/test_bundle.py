@@ -10,6 +10,7 @@ from streams.bundle import (
     CLOUD,
     CLOUD_TENSORS,
     DEVICE,
+    FORMAT,
     ITEMS,
     LIVE,
     MANIFEST,
@@ -17,6 +18,7 @@ from streams.bundle import (
     Items,
     device_tensors,
     load_bundle,
+    load_manifest,
     save_bundle,
 )
 from streams.errors import BundleError
@@ -90,7 +92,15 @@ def test_a_manifest_whose_sizes_do_not_fit_its_tensors_is_refused(bundle, key, v
         load_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe"])
+def test_a_bundle_of_another_version_is_told_from_a_damaged_one(bundle):
+    """An older format lacks fields and has others: what it is comes before what it lacks."""
+    (bundle.path / MANIFEST).write_text(json.dumps({"format": FORMAT - 1, "bundle_id": "x"}))
+    for read in (load_bundle, load_manifest):
+        with pytest.raises(BundleError, match=f"format {FORMAT - 1}, this version reads {FORMAT}.*driftline train"):
+            read(bundle.path)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"format": %d}' % FORMAT, b"\xff\xfe"])
 def test_a_manifest_that_is_none_is_refused(bundle, raw):
     (bundle.path / MANIFEST).write_bytes(raw)
     with pytest.raises(BundleError, match="manifest"):
