@@ -12,10 +12,11 @@ from cloud_worker.blend import Blend
 from cloud_worker.training import blending, evaluate, reliability
 from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
-from cloud_worker.training.cloud_lists import cloud_lists
+from cloud_worker.training.cloud_lists import CloudLists, cloud_lists
+from cloud_worker.training.data import Ints
 from cloud_worker.training.fusion import GRID, best_alpha, between
 from cloud_worker.training.list_fusion import LEARNED, best_weight
-from cloud_worker.training.metrics import auc, expected_calibration_error, summary
+from cloud_worker.training.metrics import Ranks, auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
 from cloud_worker.training.options import Progress
 from cloud_worker.training.run import Run
@@ -24,6 +25,9 @@ from cloud_worker.training.snapshots import Pairs, pairs_of
 from cloud_worker.training.trends import WEIGHTS, Told
 from cloud_worker.training.worth import Served, expected_gains
 from cloud_worker.training.worth import fit as fit_worth
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
@@ -65,94 +69,174 @@ def judge(
     answers
         Of the validation period's snapshots.
     """
+    seen = _look(run, bench, repair)
+    run.on_progress(Progress("choosing α", 0, 1))
+    fusion = _choose_alphas(run, seen)
+    weight = _choose_list_weight(seen, cloud_lists(answers, seen.every, space, blend))
+    run.on_progress(Progress("choosing α", 1, 1, f"α {fusion.fresh_alpha:.2f} fresh, {fusion.stale_alpha:.2f} stale"))
+    run.on_progress(Progress("choosing β", 0, 1))
+    betas = _choose_betas(seen, fusion, told)
+    run.on_progress(Progress("choosing β", 1, 1, f"β {betas.fresh_beta:.1f} fresh, {betas.stale_beta:.1f} stale"))
+    run.on_progress(Progress("what refreshes gain", 0, 1))
+    worth, of_worth = _fit_worth(run, seen, fusion, betas, told)
+    run.on_progress(Progress("what refreshes gain", 1, 1))
+    found = _of_parts(run, seen, answers, blend, space) | _of_fusion(seen, fusion) | betas.metrics | of_worth
+    found |= {"blend.live": blend.live, "blend.text": blend.text, LEARNED: weight}
+    alphas, trends = (fusion.fresh_alpha, fusion.stale_alpha), (betas.fresh_beta, betas.stale_beta)
+    return Judged(alphas, trends, fusion.staleness.head, worth, found)
+
+
+class _Seen(NamedTuple):
+    """The validation period as it is looked at: just after a refresh everywhere, and over gaps at pairs of moments.
+
+    Attributes
+    ----------
+    at
+        Snapshots of the period, and ``every`` moment at them; ``now`` is what the cloud would send there.
+    pairs
+        Their moments, their data, and what the calibrator makes of their stale embeddings.
+    """
+
+    bench: Bench
+    at: Ints
+    every: evaluate.Moments
+    now: Floats
+    pairs: Pairs
+    moments: evaluate.Moments
+    data: calibration.CalibrationData
+    repaired: Floats
+
+    @property
+    def far(self) -> npt.NDArray[np.bool_]:
+        """Pairs of the gap that metrics look at."""
+        return np.asarray(self.data.gap == GAP)
+
+
+def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
     at = np.flatnonzero(bench.snapshots.valid)
-    every = bench.moments(at)
     pairs = pairs_of(bench.snapshots, run.options.calibrator.largest_gap, valid=True)
     draw = run.generator("pairs")
     if len(pairs) > MOST_PAIRS:
         pairs = pairs.take(np.sort(draw.choice(len(pairs), MOST_PAIRS, replace=False)))
     just_asked = np.sort(draw.choice(at, min(len(at), len(pairs) // 6), replace=False))
     pairs = Pairs(np.concatenate([pairs.stale, just_asked]), np.concatenate([pairs.fresh, just_asked]))
-    data, moments = bench.data(pairs), bench.moments(pairs.fresh)
-    repaired, now = calibration.apply(repair, data), bench.embeddings[at]
+    data = bench.data(pairs)
+    repaired = calibration.apply(repair, data)
+    return _Seen(bench, at, bench.moments(at), bench.embeddings[at], pairs, bench.moments(pairs.fresh), data, repaired)
 
-    run.on_progress(Progress("choosing α", 0, 1))
-    fresh_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, every, now, GRID))
-    fresh_ranks = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
-    stale_ranks = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
+
+class _Fusion(NamedTuple):
+    """α at both ends, the staleness head, and of each pair s, α(s) and the ranks without tables."""
+
+    fresh_alpha: float
+    stale_alpha: float
+    staleness: reliability.Fitted
+    was_stale: npt.NDArray[np.bool_]
+    alphas: Doubles
+    fresh_ranks: Ranks
+    stale_ranks: Ranks
+
+
+def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
+    catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
+    fresh_alpha = best_alpha(evaluate.ranks_for_alphas(catalogue, seen.every, seen.now, GRID))
+    fresh_ranks = evaluate.ranks(catalogue, moments, data.fresh, fresh_alpha)
+    stale_ranks = evaluate.ranks(catalogue, moments, data.stale, fresh_alpha)
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
     staleness = reliability.fit(data.phi, was_stale, moments.users, run.options.heads, run.options.seed)
-    s = staleness.predicted
-    choices = [between(fresh_alpha, alpha, s) for alpha in STALE_GRID]
-    stale_alpha = best_alpha(evaluate.ranks_for_alphas(bench.catalogue, moments, repaired, choices), STALE_GRID)
-    alphas = between(fresh_alpha, stale_alpha, s)
-    near = pairs.take((data.gap > 0) & (data.gap <= GAP))
-    served = Pairs(np.concatenate([at, near.stale]), np.concatenate([at, near.fresh]))
-    lists = cloud_lists(answers, every, space, blend).take(np.searchsorted(at, served.stale))
-    weight = best_weight(bench.catalogue, bench.moments(served.fresh), lists)
-    run.on_progress(Progress("choosing α", 1, 1, f"α {fresh_alpha:.2f} fresh, {stale_alpha:.2f} stale"))
+    choices = [between(fresh_alpha, alpha, staleness.predicted) for alpha in STALE_GRID]
+    stale_alpha = best_alpha(evaluate.ranks_for_alphas(catalogue, moments, seen.repaired, choices), STALE_GRID)
+    alphas = choices[STALE_GRID.index(stale_alpha)]
+    return _Fusion(fresh_alpha, stale_alpha, staleness, was_stale, alphas, fresh_ranks, stale_ranks)
 
-    run.on_progress(Progress("choosing β", 0, 1))
-    fresh_told = told.ranks(bench.catalogue, every, now, fresh_alpha, _each(len(every)))
-    fresh_beta = best_alpha(fresh_told, WEIGHTS)
-    betas_tried = [between(fresh_beta, stale, s) for stale in WEIGHTS]
-    stale_told = told.ranks(bench.catalogue, moments, repaired, alphas, betas_tried)
-    alone_told = told.ranks(bench.catalogue, every, None, 0.0, _each(len(every)))
-    stale_beta = best_alpha(np.concatenate([stale_told, alone_told], axis=1), WEIGHTS)
-    betas, served_ranks = betas_tried[WEIGHTS.index(stale_beta)], stale_told[WEIGHTS.index(stale_beta)]
-    run.on_progress(Progress("choosing β", 1, 1, f"β {fresh_beta:.1f} fresh, {stale_beta:.1f} stale"))
 
-    run.on_progress(Progress("what refreshes gain", 0, 1))
-    after = Served(data.fresh, np.full(len(pairs), fresh_alpha), np.full(len(pairs), fresh_beta))
-    expected = expected_gains(bench.catalogue, moments, after, Served(repaired, alphas, betas), told.said(moments))
-    (after_ranks,) = told.ranks(bench.catalogue, moments, data.fresh, fresh_alpha, [after.betas])
-    realised = reliability.gain(after_ranks) - reliability.gain(served_ranks)
+def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
+    """The learned λ of LSC4Rec, over lists (of every moment) that are up to `GAP` interactions old."""
+    near = seen.pairs.take((seen.data.gap > 0) & (seen.data.gap <= GAP))
+    served = Pairs(np.concatenate([seen.at, near.stale]), np.concatenate([seen.at, near.fresh]))
+    taken = lists.take(np.searchsorted(seen.at, served.stale))
+    return best_weight(seen.bench.catalogue, seen.bench.moments(served.fresh), taken)
+
+
+class _Betas(NamedTuple):
+    """β at both ends, of each pair β(s) and the ranks of what is served with it, and what tables are worth."""
+
+    fresh_beta: float
+    stale_beta: float
+    betas: Doubles
+    served_ranks: Ranks
+    metrics: dict[str, float]
+
+
+def _choose_betas(seen: _Seen, fusion: _Fusion, told: Told) -> _Betas:
+    catalogue, every = seen.bench.catalogue, seen.every
+    each = [np.full(len(every), weight) for weight in WEIGHTS]
+    fresh = told.ranks(catalogue, every, seen.now, fusion.fresh_alpha, each)
+    alone = told.ranks(catalogue, every, None, 0.0, each)
+    fresh_beta = best_alpha(fresh, WEIGHTS)
+    tried = [between(fresh_beta, stale, fusion.staleness.predicted) for stale in WEIGHTS]
+    stale = told.ranks(catalogue, seen.moments, seen.repaired, fusion.alphas, tried)
+    stale_beta = best_alpha(np.concatenate([stale, alone], axis=1), WEIGHTS)
+    chosen = WEIGHTS.index(stale_beta)
+    metrics = {"trends.fresh": fresh_beta, "trends.stale": stale_beta}
+    metrics |= summary("srm+trends", alone[chosen])
+    metrics |= summary("fused_fresh+trends", fresh[WEIGHTS.index(fresh_beta)])
+    metrics |= summary(f"fused_calibrated+trends@gap{GAP}", stale[chosen, seen.far])
+    return _Betas(fresh_beta, stale_beta, tried[chosen], stale[chosen], metrics)
+
+
+def _fit_worth(
+    run: Run, seen: _Seen, fusion: _Fusion, betas: _Betas, told: Told
+) -> tuple[SignalHead, dict[str, float]]:
+    """The head of the gain that a refresh adds to what is served, tables included, and what it is worth."""
+    catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
+    after = Served(data.fresh, np.full(len(moments), fusion.fresh_alpha), np.full(len(moments), betas.fresh_beta))
+    before = Served(seen.repaired, fusion.alphas, betas.betas)
+    expected = expected_gains(catalogue, moments, after, before, told.said(moments))
+    (after_ranks,) = told.ranks(catalogue, moments, data.fresh, fusion.fresh_alpha, [after.betas])
+    realised = reliability.gain(after_ranks) - reliability.gain(betas.served_ranks)
     worth = fit_worth(data.phi, expected, realised, moments.users, run.options.heads, run.options.seed)
-    pays = reliability.pays(served_ranks, after_ranks)
-    run.on_progress(Progress("what refreshes gain", 1, 1))
+    pays = reliability.pays(betas.served_ranks, after_ranks)
+    return worth.head, {
+        "worth.auc": auc(worth.predicted, pays),
+        "worth.share": float(pays.mean()) if len(pays) else 0.0,
+        "worth.mean": float(realised.mean()) if len(pays) else 0.0,
+    }
 
-    found: dict[str, float] = {}
+
+def _of_parts(run: Run, seen: _Seen, answers: Answers, blend: Blend, space: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """What each model alone is worth at every moment."""
+    catalogue, every = seen.bench.catalogue, seen.every
     popularity = run.histories.popularity(valid=False).astype(np.float32)
+    found = {"moments": float(len(every))}
     found |= summary("popularity", evaluate.constant_ranks(popularity, every))
-    found |= summary("srm", evaluate.ranks(bench.catalogue, every, None, 0.0))
-    found |= summary("cloud_sequence", evaluate.ranks(bench.catalogue, every, answers.sequence, 1.0))
-    found |= summary("cloud_text", evaluate.ranks(bench.catalogue, every, answers.text, 1.0))
+    found |= summary("srm", evaluate.ranks(catalogue, every, None, 0.0))
+    found |= summary("cloud_sequence", evaluate.ranks(catalogue, every, answers.sequence, 1.0))
+    found |= summary("cloud_text", evaluate.ranks(catalogue, every, answers.text, 1.0))
     found |= summary("cloud_live", blending.live_ranks(answers.live, every))
     found |= summary("cloud_teacher", blending.teacher_ranks(answers, every, space, blend))
-    found |= summary("cloud_fresh", evaluate.ranks(bench.catalogue, every, now, 1.0))
-    found |= summary("fused_fresh", evaluate.ranks(bench.catalogue, every, now, fresh_alpha))
+    found |= summary("cloud_fresh", evaluate.ranks(catalogue, every, seen.now, 1.0))
+    return found
 
-    far = data.gap == GAP
-    late_moments = moments.take(far)
-    found |= summary(f"srm@gap{GAP}", evaluate.ranks(bench.catalogue, late_moments, None, 0.0))
-    found |= summary(f"fused_fresh@gap{GAP}", fresh_ranks[far])
-    found |= summary(f"fused_stale@gap{GAP}", stale_ranks[far])
-    untold = evaluate.ranks(bench.catalogue, late_moments, repaired[far], alphas[far])
-    found |= summary(f"fused_calibrated@gap{GAP}", untold)
-    found |= summary("srm+trends", alone_told[WEIGHTS.index(stale_beta)])
-    found |= summary("fused_fresh+trends", fresh_told[WEIGHTS.index(fresh_beta)])
-    found |= summary(f"fused_calibrated+trends@gap{GAP}", served_ranks[far])
-    found |= {
-        "moments": float(len(every)),
+
+def _of_fusion(seen: _Seen, fusion: _Fusion) -> dict[str, float]:
+    """What both models together are worth, without tables, and how good the staleness head is."""
+    catalogue, far, s = seen.bench.catalogue, seen.far, fusion.staleness.predicted
+    late = seen.moments.take(far)
+    calibrated = evaluate.ranks(catalogue, late, seen.repaired[far], fusion.alphas[far])
+    found = {
+        "alpha.fresh": fusion.fresh_alpha,
+        "alpha.stale": fusion.stale_alpha,
         f"moments@gap{GAP}": float(far.sum()),
-        "alpha.fresh": fresh_alpha,
-        "alpha.stale": stale_alpha,
-        "trends.fresh": fresh_beta,
-        "trends.stale": stale_beta,
-        LEARNED: weight,
-        "blend.live": blend.live,
-        "blend.text": blend.text,
-        "staleness.auc": auc(s, was_stale),
-        "staleness.ece": expected_calibration_error(s, was_stale),
-        "staleness.share": float(was_stale.mean()) if len(pairs) else 0.0,
-        "staleness.pairs": float(len(pairs)),
-        "worth.auc": auc(worth.predicted, pays),
-        "worth.share": float(pays.mean()) if len(pairs) else 0.0,
-        "worth.mean": float(realised.mean()) if len(pairs) else 0.0,
     }
-    return Judged((fresh_alpha, stale_alpha), (fresh_beta, stale_beta), staleness.head, worth.head, found)
-
-
-def _each(moments: int) -> list[npt.NDArray[np.float64]]:
-    """Each β for all moments."""
-    return [np.full(moments, weight) for weight in WEIGHTS]
+    found |= summary("fused_fresh", evaluate.ranks(catalogue, seen.every, seen.now, fusion.fresh_alpha))
+    found |= summary(f"srm@gap{GAP}", evaluate.ranks(catalogue, late, None, 0.0))
+    found |= summary(f"fused_fresh@gap{GAP}", fusion.fresh_ranks[far])
+    found |= summary(f"fused_stale@gap{GAP}", fusion.stale_ranks[far])
+    found |= summary(f"fused_calibrated@gap{GAP}", calibrated)
+    return found | {
+        "staleness.auc": auc(s, fusion.was_stale),
+        "staleness.ece": expected_calibration_error(s, fusion.was_stale),
+        "staleness.share": float(fusion.was_stale.mean()) if len(s) else 0.0,
+        "staleness.pairs": float(len(s)),
+    }
