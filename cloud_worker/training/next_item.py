@@ -81,7 +81,6 @@ def fit(
     *,
     lengths: Ints,
     epochs: int,
-    learning_rate: float,
     exclude_seen: bool,
     generator: np.random.Generator,
     after_epoch: Callable[[int, float], bool] | None = None,
@@ -99,7 +98,7 @@ def fit(
     device = model.bias.device
     negatives = _Negatives(histories, lengths, options, generator, device)
     gaps = _gaps(histories)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     fixed = cut(lengths, options.chunk)
     stored: Tensor | None = None
     for epoch in range(epochs):
@@ -111,7 +110,7 @@ def fit(
         losses: list[Tensor] = []
         for step, rows in enumerate(batches):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate * _share((epoch + step / len(batches)) / epochs)
+                group["lr"] = options.learning_rate * _share((epoch + step / len(batches)) / epochs)
             batch = _Batch.of(histories, gaps, chunks, rows, device)
             table = model.table()
             initial = stored[torch.from_numpy(rows).to(device)] if stored is not None else None

@@ -348,7 +348,7 @@ def test_fitting_learns_what_follows_what(full, kind):
     else:
         model = srm.make_srm(kind, 30, 16, window=7, dropout=0.0)
     options = FitOptions(
-        16, 1, 0, 0.0, 8, positions=64, negatives=10, full_softmax_items=100 if full else 5, weight_decay=0.0
+        16, 1, 0, 0.0, 8, 1e-2, positions=64, negatives=10, full_softmax_items=100 if full else 5, weight_decay=0.0
     )
     losses = []
     next_item.fit(
@@ -357,7 +357,6 @@ def test_fitting_learns_what_follows_what(full, kind):
         options,
         lengths=histories.trained,
         epochs=25,
-        learning_rate=1e-2,
         exclude_seen=False,
         generator=rng,
         after_epoch=lambda _, loss: losses.append(loss),
@@ -398,7 +397,7 @@ def test_logq_correction_makes_sampled_loss_fair():
         np.repeat(np.arange(50), 40), rng.choice(50, 2000, p=popularity), np.arange(2000), 50, 2000
     )
     table, bias = torch.randn(50, 8) * 0.3, torch.zeros(50, requires_grad=True)
-    options = FitOptions(8, 1, 0, 0.0, 8, positions=40, negatives=5, full_softmax_items=10)
+    options = FitOptions(8, 1, 0, 0.0, 8, 1e-2, positions=40, negatives=5, full_softmax_items=10)
     sampled = next_item._Negatives(histories, histories.lengths, options, rng, torch.device("cpu"))
     hidden, targets = torch.randn(2000, 8), torch.from_numpy(histories.items)
     torch.nn.functional.cross_entropy(hidden @ table.T + bias, targets).backward()
