@@ -13,7 +13,7 @@ class FitOptions:
     ``learning_rate`` is the highest. It decides more than anything else here: at 2e-3, the usual one, the device's GRU4Rec
     ended on the validation periods of ML-100K and Beauty with an NDCG@10 of .104 and .027, at 4e-3 .118 and .037, at 8e-3
     .122 and .041, at 1.2e-2 .122 and .043, at 1.6e-2 .126 and .040 (seed 0, 4,000 moments, ± .004 and ± .003); the cloud's
-    network with .122 and .044, at 4e-3 .129 and .050, at 6e-3 .128 and .048.
+    network with .122 and .044, at 4e-3 .129 and .050, at 6e-3 .128 and .048. SASRec and DIN want no other than the GRU.
     ``positions`` are the interactions of a batch, ``chunk`` those of one of its rows. Catalogues of up to
     ``full_softmax_items`` are trained with the full softmax, larger ones with a batch's targets and ``negatives`` more.
     ``final_epochs`` over training and validation period together follow when everything is chosen: a model that stops
@@ -112,7 +112,7 @@ class TrainOptions:
     most_positions: int = 3_500_000
     """Interactions that a network is trained on, all epochs together: large datasets have fewer epochs."""
     srm: FitOptions = field(default_factory=lambda: FitOptions(64, 18, 9, 0.3, 64, 1e-2))
-    sequence: FitOptions = field(default_factory=lambda: FitOptions(128, 11, 3, 0.4, 50, 4e-3))
+    sequence: FitOptions = field(default_factory=lambda: FitOptions(128, 11, 6, 0.4, 50, 4e-3))
     projector: ProjectorOptions = field(default_factory=ProjectorOptions)
     moments: MomentOptions = field(default_factory=MomentOptions)
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
@@ -124,15 +124,10 @@ class TrainOptions:
 def with_srm(options: TrainOptions, kind: str) -> TrainOptions:
     """Options for a small model of this kind, with what suits it.
 
-    A network that looks at a window is trained on stretches of it and the interaction that follows. SASRec's and DIN's
-    learning rate is lower than the GRU's.
+    A network that looks at a window is trained on stretches of it and the interaction that follows.
     """
-    small = options.srm
-    if kind != "gru4rec":
-        small = replace(small, learning_rate=4e-3)
-    if kind == "sasrec":
-        small = replace(small, chunk=options.window + 1)
-    return replace(options, srm_kind=kind, srm=small)
+    chunk = options.window + 1 if kind == "sasrec" else options.srm.chunk
+    return replace(options, srm_kind=kind, srm=replace(options.srm, chunk=chunk))
 
 
 def in_a_hurry(options: TrainOptions) -> TrainOptions:
