@@ -1,7 +1,8 @@
 """What a refresh is expected to gain: the discounted gain 1 / log2(1 + rank) that it adds to what is served without it.
 
-The staleness s is about the cached embedding as it is; much of that the device repairs itself. w is about what is left,
-which only the cloud can bring. How it is learned is in `cloud_worker.training.worth`.
+The staleness s is about the cached embedding as it is; much of that the device repairs itself, and much the broadcast
+tells everybody. w is about what is left, which only a refresh can bring; where no tables are sent it is too low. How it
+is learned is in `cloud_worker.training.worth`.
 """
 
 from __future__ import annotations

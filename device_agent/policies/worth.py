@@ -14,9 +14,9 @@ from device_agent.policies.scored import ScoredPolicy
 class Worth(ScoredPolicy, frozen=True):
     """Refresh when the gain w that it is expected to add is high.
 
-    w is in discounted gain 1 / log2(1 + rank) of what comes next, beyond what the device repairs itself, so the
-    threshold is a price: with 0.05 a refresh has to be worth as much as every twentieth next item moved from nowhere
-    to the first place.
+    w is in discounted gain 1 / log2(1 + rank) of what comes next, beyond what the device repairs itself and what the
+    broadcast tells it, so the threshold is a price: with 0.05 a refresh has to be worth as much as every twentieth next
+    item moved from nowhere to the first place.
     """
 
     step: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.005

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from cloud_worker.evaluation.reliability import Bin, Decision, Quality
 
+LEAST_HOURS = 0.01
+
 
 def reliability(
     ctx: typer.Context,
@@ -60,6 +62,8 @@ def reliability(
     settings = ctx.obj.settings.cloud
     candidates = settings.candidates
     every_hours = settings.trends_hours if every_hours is None else every_hours
+    if 0 < every_hours < LEAST_HOURS:
+        raise typer.BadParameter(f"{every_hours:g} is neither 0 nor at least {LEAST_HOURS}", param_hint="--every-hours")
     options = {"moments": moments, "gaps": wanted, "candidates": candidates, "every_hours": every_hours, "seed": seed}
     with evaluation(
         ctx, "reliability", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options

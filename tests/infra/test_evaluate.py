@@ -155,6 +155,7 @@ def test_reliability_compares_the_expected_gain_with_every_other_score(evaluate)
     assert any("every 24 h is added before and after" in note for note in answer["meta"]["notes"])
     done = evaluate("reliability", "--json", "--moments", "150", "--every-hours", "0")
     alone = json.loads(done.stdout)
+    assert evaluate("reliability", "--every-hours", "0.001").returncode == 2
     assert any(note.startswith("no broadcast") for note in alone["meta"]["notes"])
     gains = ({(row["score"], row["rate"]): row["gain"] for row in each["decisions"]} for each in (answer, alone))
     assert next(gains) != next(gains)
