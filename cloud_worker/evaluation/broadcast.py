@@ -89,7 +89,7 @@ def served_ranks(
     embeddings
         (Q, d); None: it has none.
     staleness
-        (Q,) s: 0 just after a refresh, 1 without an embedding.
+        (Q,) s; of an embedding that the cloud sends this moment 0, without one 1.
     sent
         By these moments; None: nothing, and nothing is added.
     """

@@ -42,10 +42,10 @@ def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -
     Parameters
     ----------
     ranks
-        (len(alphas), Q) ranks of the same moments under each α; the mean α without moments.
+        (len(alphas), Q) ranks of the same moments under each α; without moments it is the one in the middle.
     """
     if not ranks.shape[1]:
-        return float(np.mean(alphas))
+        return alphas[len(alphas) // 2]
     worth = np.pad([float(ndcg_at(row).mean() + reciprocal_rank(row).mean()) for row in ranks], 1, mode="edge")
     worth = np.convolve(worth, np.full(3, 1 / 3), mode="valid")
     return alphas[int(np.argmax(worth))]

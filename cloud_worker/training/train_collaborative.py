@@ -223,7 +223,7 @@ def _joined(one: Examples, other: Examples) -> Examples:
 
 
 def _before_validation(run: Run, bundle: Bundle) -> Srm:
-    """The SRM of the bundle's first stage; with the bundle's seed it is the very same."""
+    """The SRM of the bundle's first stage; with the bundle's seed and this version's options it is the very same."""
     manifest, options = bundle.manifest, run.options.srm
 
     def untrained() -> Srm:

@@ -56,12 +56,13 @@ def reliability(
     AUC, ECE and diagram of staleness s against "a refresh pays", with the stale embedding and with the calibrated one
     instead of it; gain and precision of the refreshes that the expected gain w would hand out at 5, 10 and 20 %,
     against s, random, gap, age, cosine and rank disagreement. Gains are those of devices that have the newest table of
-    the broadcast anyway; --every-hours 0 takes it from them.
+    the broadcast anyway; --every-hours 0 takes it from them, as `device.trends = false` does.
     """
     wanted = numbers(gaps, "--gaps")
-    settings = ctx.obj.settings.cloud
-    candidates = settings.candidates
-    every_hours = settings.trends_hours if every_hours is None else every_hours
+    settings = ctx.obj.settings
+    candidates = settings.cloud.candidates
+    if every_hours is None:
+        every_hours = settings.cloud.trends_hours if settings.device.trends else 0.0
     if 0 < every_hours < LEAST_HOURS:
         raise typer.BadParameter(f"{every_hours:g} is neither 0 nor at least {LEAST_HOURS}", param_hint="--every-hours")
     options = {"moments": moments, "gaps": wanted, "candidates": candidates, "every_hours": every_hours, "seed": seed}
@@ -97,7 +98,7 @@ def reliability(
         run.notes.append(
             f"a table of the broadcast every {every_hours:g} h is added before and after a refresh"
             if every_hours
-            else "no broadcast: a refresh brings what it would have told as well"
+            else "no broadcast: a refresh brings what it would have told as well; w was trained beside it"
         )
         run.warn_of_few_users(found.resamples.n_users)
         result = {

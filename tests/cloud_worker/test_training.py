@@ -219,6 +219,29 @@ def test_an_encoder_that_fails_ends_training_with_its_error(data, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_validation_period_that_nothing_can_be_judged_in_gives_a_bundle_all_the_same(each, tmp_path):
+    """Later on everybody is new: with one interaction there is no moment to judge, with two no embedding gets old."""
+    prepared = made_up()
+    split = global_time_split(prepared.events)
+    trained = prepared.events.filter(pl.col("event_time_ms") < split.valid.start_ms)
+    periods = ((split.valid, "v"), (split.test, "t"))
+    rows = [
+        (f"{name}{user}", f"i{(user + step) % N_ITEMS}", period.start_ms + 1_000 * (user + step), "view", None)
+        for period, name in periods
+        for user in range(30)
+        for step in range(each)
+    ]
+    later = pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+    events = pl.concat([trained, later]).sort("event_time_ms", maintain_order=True)
+    again = prepared_of(events, f"new-{each}", n_items=N_ITEMS, repeats=True)
+    manifest = train_bundle(again, split, HashEncoder(), tmp_path / "b", dataclasses.replace(TINY, controls=True))
+    assert manifest.metrics["moments"] == 30 * (each - 1)
+    assert manifest.metrics["staleness.pairs"] == 0
+    bundle = load_bundle(tmp_path / "b")
+    assert all(np.isfinite(tensor).all() for tensor in bundle.device.values())
+
+
 def test_too_few_devices_are_refused_with_a_remedy(tmp_path):
     prepared = made_up(users=4)
     with pytest.raises(TrainingError, match="devices have two or more") as caught:

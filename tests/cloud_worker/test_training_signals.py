@@ -137,4 +137,4 @@ def test_best_alpha_is_the_one_with_the_best_ranks_around_it():
     lucky = np.array([[50, 50], [1, 2], [50, 50], [3, 4], [2, 3], [3, 4]])
     assert fusion.best_alpha(lucky, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)) == 0.5
     assert fusion.best_alpha(np.array([[1, 2], [1, 2]]), (0.1, 0.2)) == 0.1
-    assert fusion.best_alpha(np.zeros((2, 0), int), (0.2, 0.4)) == pytest.approx(0.3)
+    assert fusion.best_alpha(np.zeros((3, 0), int), (0.2, 0.3, 0.4)) == 0.3
