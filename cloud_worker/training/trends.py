@@ -24,8 +24,10 @@ OnDone = Callable[[int, int], None]
 HOUR_MS: Final = 3_600_000
 WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(16))
 """β that are tried: 0 to 1.5."""
-MOST_TABLES: Final = 12
-"""Tables that β is chosen with: in a long validation period they are further apart than those that devices will get."""
+EVERY_HOURS: Final = 24.0
+"""From one table to the next, as the cloud sends them by default: with older ones β comes out too low."""
+MOST_TABLES: Final = 100
+"""Tables that β is chosen with: in a longer validation period they are further apart, and each costs four megabytes."""
 
 
 def tables_at(
@@ -111,8 +113,8 @@ class Told:
     """
 
     def __init__(self, histories: Histories, begin_ms: int, end_ms: int, *, ring: int, on_done: OnDone) -> None:
-        hours = max(24.0, (end_ms - begin_ms) / HOUR_MS / MOST_TABLES)
-        self._begin_ms, self._every_ms = begin_ms, int(hours * HOUR_MS) + 1
+        self._begin_ms = begin_ms
+        self._every_ms = max(round(EVERY_HOURS * HOUR_MS), -(-(end_ms - begin_ms) // MOST_TABLES))
         every = np.arange(begin_ms, end_ms, self._every_ms)
         kept = neighbours_kept(histories.n_items)
         self._tables = tables_at(histories, every, ring=ring, kept=kept, on_done=on_done)

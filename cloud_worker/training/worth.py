@@ -7,8 +7,7 @@ distribution that the fresh embedding stands for::
     w* = Σ_i q_i (1 / log2(1 + rank_fresh(i)) - 1 / log2(1 + rank_served(i)))      q = softmax(⟨e_fresh, v⟩ + b)
 
 with ranks as a device serves: fused, what the newest neighbour table says added to both, what the user took left out,
-and *served* the calibrated embedding at its α and β. So what the broadcast tells everybody is not counted as a gain
-(in training a table may be older than those that devices get: `cloud_worker.training.trends.MOST_TABLES`).
+and *served* the calibrated embedding at its α and β. So what the broadcast tells everybody is not counted as a gain.
 The sum is over the most probable items. w = y (`cloud_worker.training.signal_head`) is fitted to w* by least squares,
 and then scaled to the gains that the moments really had, across folds of users: so that a threshold is a price.
 
