@@ -117,6 +117,20 @@ def test_beta_is_large_where_only_the_table_knows_and_small_where_it_misleads():
     assert chosen(5) >= 1, "it is wrong"
 
 
+def test_in_training_devices_are_told_as_often_as_in_service():
+    """Once a day of event time, over two months: older tables say less, and β would come out too low."""
+    rng, users, n, day = np.random.default_rng(2), 60, 12, 24 * HOUR_MS
+    times = np.sort(rng.integers(0, 60 * day, users * n))
+    made = make_histories(np.tile(np.arange(users), n), rng.integers(n, size=users * n), times, n, 0)
+    told = Told(made, 0, 60 * day, ring=RING, on_done=lambda *_: None)
+    moments = Moments.without_states(made, np.arange(users), np.full(users, n - 2), exclude_seen=False)
+    daily = tables_at(made, np.arange(0, 60 * day, day), ring=RING, kept=n)
+    wanted = added_by(daily, moments, newest_before(moments, 0, day), np.ones(users))
+    rows = slice(0, users)
+    np.testing.assert_array_equal(told.said(moments)(rows), wanted(rows))
+    assert wanted(rows).any()
+
+
 def test_a_moment_has_the_newest_table_that_cannot_know_it(histories):
     moments = Moments.without_states(histories, np.array([0, 0, 1]), np.array([0, 2, 2]), exclude_seen=False)
     assert (newest_before(moments, 0, 4 * HOUR_MS) / HOUR_MS).tolist() == [0, 4, 4]  # at hours 0, 5 and 6
