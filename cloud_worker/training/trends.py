@@ -25,7 +25,7 @@ HOUR_MS: Final = 3_600_000
 WEIGHTS: Final = tuple(round(0.1 * step, 1) for step in range(16))
 """β that are tried: 0 to 1.5."""
 EVERY_HOURS: Final = 24.0
-"""From one table to the next, as the cloud sends them by default: with older ones β comes out too low."""
+"""From one table to the next, as the cloud sends them by default: older ones say less than devices will be told."""
 MOST_TABLES: Final = 100
 """Tables that β is chosen with: in a longer validation period they are further apart, and each costs four megabytes."""
 

@@ -22,6 +22,8 @@ from tests.cloud_worker.evaluation_data import OPTIONS, HashEncoder
 
 WINDOW = 10
 """Histories are longer, so windows fill."""
+SMALL = dataclasses.replace(OPTIONS, window=WINDOW, srm=dataclasses.replace(OPTIONS.srm, learning_rate=2e-2))
+"""DIN does not come to an end in the five epochs of the other tests at their rate."""
 
 
 @pytest.fixture(scope="module", params=["sasrec", "din"])
@@ -32,7 +34,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def bundle(kind, data, tmp_path_factory):
     path = bundle_path(tmp_path_factory.mktemp("home"), "made-up", 0, data[1], srm=kind)
-    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), kind)
+    options = with_srm(SMALL, kind)
     train_bundle(*data, HashEncoder(), path, options)
     return load_bundle(path)
 
@@ -57,7 +59,7 @@ def test_the_second_seed_is_of_the_same_kind(kind, bundle):
 
 
 def test_equal_seeds_give_equal_bundles(kind, data, bundle, tmp_path):
-    options = with_srm(dataclasses.replace(OPTIONS, window=WINDOW), kind)
+    options = with_srm(SMALL, kind)
     assert train_bundle(*data, HashEncoder(), tmp_path / "again", options).bundle_id == bundle.id
     quick = train_bundle(*data, HashEncoder(), tmp_path / "quick", in_a_hurry(options))
     assert (quick.srm, quick.quick) == (kind, True)

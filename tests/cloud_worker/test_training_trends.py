@@ -118,7 +118,7 @@ def test_beta_is_large_where_only_the_table_knows_and_small_where_it_misleads():
 
 
 def test_in_training_devices_are_told_as_often_as_in_service():
-    """Once a day of event time, over two months: older tables say less, and β would come out too low."""
+    """Once a day of event time, over two months: older tables say less than devices will be told."""
     rng, users, n, day = np.random.default_rng(2), 60, 12, 24 * HOUR_MS
     times = np.sort(rng.integers(0, 60 * day, users * n))
     made = make_histories(np.tile(np.arange(users), n), rng.integers(n, size=users * n), times, n, 0)
