@@ -35,6 +35,11 @@ class Interval:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far it goes down and up from the estimate; rounding makes neither negative."""
+        return max(0.0, self.mean - self.low), max(0.0, self.high - self.mean)
+
 
 NOTHING: Final = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -52,22 +57,24 @@ class UserResamples:
         self._at: npt.NDArray[np.int64] = np.unique(users, return_inverse=True)[1]
         self.n_users = int(self._at.max(initial=-1)) + 1
         generator = np.random.default_rng(seed)
-        draws = np.zeros((resamples, self.n_users), np.uint8)  # how often; no user is drawn 256 times
-        if self.n_users:
-            for row in draws:
-                row[:] = np.bincount(generator.integers(0, self.n_users, self.n_users), minlength=self.n_users)
+        count = resamples if self.n_users > 1 else 0  # of one user all would be the same, and no interval comes of it
+        draws = np.zeros((count, self.n_users), np.uint8)  # how often; no user is drawn 256 times
+        for row in draws:
+            row[:] = np.bincount(generator.integers(0, self.n_users, self.n_users), minlength=self.n_users)
         self._draws = draws
 
     def totals(self, values: npt.NDArray[np.floating] | npt.NDArray[np.bool_]) -> Floats:
         """(resamples, M) sums of values (Q, M) over the moments of the users drawn."""
         of_user = np.zeros((self.n_users, values.shape[1]))
         np.add.at(of_user, self._at, values.astype(np.float64))
-        blocks = range(0, len(self._draws), _BLOCK)
-        return np.concatenate([self._draws[at : at + _BLOCK].astype(np.float64) @ of_user for at in blocks])
+        found = np.zeros((len(self._draws), values.shape[1]))
+        for at in range(0, len(found), _BLOCK):
+            found[at : at + _BLOCK] = self._draws[at : at + _BLOCK].astype(np.float64) @ of_user
+        return found
 
     @property
     def count(self) -> int:
-        """How many resamples there are."""
+        """How many resamples there are; none of a single user."""
         return len(self._draws)
 
     def weights(self, nth: int) -> npt.NDArray[np.uint8]:
@@ -79,8 +86,6 @@ class UserResamples:
         """Mean and interval of each column of values (Q, M); of a single user's there is no interval."""
         if not len(values):
             return [NOTHING] * values.shape[1]
-        if self.n_users < 2:  # every resample is the same: no interval
-            return [Interval(float(mean), float("nan"), float("nan")) for mean in values.mean(axis=0)]
         totals = self.totals(np.concatenate([values, np.ones((len(values), 1))], axis=1))
         found = totals[:, :-1] / totals[:, -1:]
         return [around(float(mean), each) for mean, each in zip(values.mean(axis=0), found.T, strict=True)]

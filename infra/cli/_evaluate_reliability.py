@@ -44,7 +44,8 @@ def reliability(
         typer.Option(
             min=0,
             max=1e6,
-            help="Hours of event time from one table of the broadcast to the next, 0: none is sent; the setting's.",
+            help="Hours of event time from one table of the broadcast to the next, at least 0.01; 0: none is sent. "
+            "The setting's.",
         ),
     ] = None,
     seed: SeedOption = 0,

@@ -40,10 +40,7 @@ def plot_as_served(path: Path, dataset: str, arms: Sequence[ArmAgain]) -> None:
         for axis, (title, series) in zip(axes, panels, strict=False):
             for nth, (label, colour, found) in enumerate(series):
                 means = [each.mean for each in found]
-                error = [
-                    [max(0.0, each.mean - each.low) for each in found],
-                    [max(0.0, each.high - each.mean) for each in found],
-                ]
+                error = list(zip(*(each.reach for each in found), strict=True))
                 place = at + 0.2 * nth - 0.1
                 axis.errorbar(
                     place, means, error, color=colour, marker="o", ms=6, lw=0, elinewidth=2, capsize=4, label=label

@@ -72,7 +72,7 @@ def _trainings(axis: Axes, trained: Mapping[tuple[str, str], Sequence[Interval]]
         axis.errorbar(
             [place + aside for place in range(len(rules))],
             [each.mean for each in shown],
-            yerr=[[each.mean - each.low for each in shown], [each.high - each.mean for each in shown]],
+            yerr=list(zip(*(each.reach for each in shown), strict=True)),
             fmt="o",
             ms=4,
             lw=1.4,

@@ -31,7 +31,7 @@ def plot_paired(
         panels = (("each method", values), (f"{less}, paired", differences))
         for axis, (heading, found) in zip(axes, panels, strict=True):
             for name, each in found.items():
-                error = [[max(0.0, each.mean - each.low)], [max(0.0, each.high - each.mean)]]  # rounding
+                error = [[length] for length in each.reach]
                 colour = COLOURS["fused fresh"] if name == ours else COLOURS["SRM"]
                 axis.errorbar(each.mean, places[name], xerr=error, color=colour, marker="o", ms=6, lw=2, capsize=3)
                 axis.annotate(

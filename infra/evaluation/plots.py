@@ -100,10 +100,9 @@ def plot_reliability(
         largest = 0.0
         for (without, bins), colour in zip(diagrams.items(), ("#d55e00", "#009e73"), strict=True):
             x, y = [each.predicted for each in bins], [each.observed.mean for each in bins]
-            down = [max(0.0, each.observed.mean - each.observed.low) for each in bins]
-            up = [max(0.0, each.observed.high - each.observed.mean) for each in bins]
+            error = list(zip(*(each.observed.reach for each in bins), strict=True))
             axes[0].errorbar(
-                x, y, [down, up], color=colour, marker="o", ms=4, lw=1.5, capsize=2, label=f"instead: {without}"
+                x, y, error, color=colour, marker="o", ms=4, lw=1.5, capsize=2, label=f"instead: {without}"
             )
             largest = max(largest, *x, *(each.observed.high for each in bins))
         axes[0].plot([0, largest], [0, largest], color="#999999", lw=1, ls=":", label="as predicted")
@@ -116,12 +115,9 @@ def plot_reliability(
                 axes[1].plot(rates, curve(found, score, rates), label=score, color=colour, lw=width)
                 each = [decision for decision in decisions if decision.score == score]
                 at = [nth + offset for nth in range(len(each))]
-                down = [decision.gain.mean - decision.gain.low for decision in each]
-                up = [decision.gain.high - decision.gain.mean for decision in each]
+                error = list(zip(*(decision.gain.reach for decision in each), strict=True))
                 means = [decision.gain.mean for decision in each]
-                axes[2].errorbar(
-                    at, means, [down, up], color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score
-                )
+                axes[2].errorbar(at, means, error, color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score)
                 offset += 0.1
         axes[1].set(title="NDCG@10 that refreshes add to all pairs", xlabel="share of pairs refreshed")
         kept = list(dict.fromkeys(decision.rate for decision in decisions))

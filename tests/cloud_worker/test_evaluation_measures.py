@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cloud_worker.evaluation import reliability
-from cloud_worker.evaluation.bootstrap import UserResamples, around
+from cloud_worker.evaluation.bootstrap import Interval, UserResamples, around
 from cloud_worker.evaluation.choosing import by_batches, chosen
 from cloud_worker.training.metrics import auc, expected_calibration_error, ranks_of
 from streams.experiment.ranking_metrics import hit_rate_at, ndcg_at, reciprocal_rank
@@ -95,6 +95,17 @@ def test_moments_of_one_user_do_not_narrow_the_interval():
     once = UserResamples(users, 5).mean(values)
     ten_times = UserResamples(np.repeat(users, 10), 5).mean(np.repeat(values, 10))
     assert (ten_times.low, ten_times.high) == pytest.approx((once.low, once.high))
+
+
+def test_rounding_turns_no_error_bar_around():
+    """Resamples may all be one number, a last digit beside the estimate at times: no plot may fail at that."""
+    above = np.nextafter(0.0175582258, 1)
+    found = Interval(0.0175582258, above, above)
+    assert found.reach == (0.0, above - 0.0175582258)
+    assert Interval(0.2, float("nan"), float("nan")).reach == (0.0, 0.0)
+    assert Interval(0.2, 0.1, 0.4).reach == pytest.approx((0.1, 0.2))
+    assert Interval(0.2, 0.1, 0.4).significant
+    assert Interval(-0.2, -0.4, -0.1).significant
 
 
 def test_what_never_differs_has_an_interval_without_width_and_is_not_significant():
