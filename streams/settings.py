@@ -25,6 +25,8 @@ from streams.errors import SettingsError
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_VARIABLE = "DRIFTLINE_CONFIG"
 DEFAULT_FILE = Path("driftline.toml")
+LEAST_TRENDS_HOURS, MOST_TRENDS_HOURS = 0.01, 1e6
+"""Bounds of `CloudSettings.trends_hours`, where any table is sent."""
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 """host:port; an IPv6 address stands in brackets."""
@@ -129,14 +131,14 @@ class CloudSettings(_Group):
     """CPU threads of a local encoder; 0: all cores. Several workers on one machine share its cores."""
     live_checkpoint_s: float = Field(30.0, gt=0)
     """The live index is saved this often, if it changed; what came later is read again after a restart."""
-    trends_hours: float = Field(24.0, ge=0, le=1e6)
+    trends_hours: float = Field(24.0, ge=0, le=MOST_TRENDS_HOURS)
     """Hours of event time from one record of trends.v1 to the next, at least 0.01; 0: none is sent."""
 
     @field_validator("trends_hours")
     @classmethod
     def _hours(cls, given: float) -> float:
-        if 0 < given < 0.01:
-            raise ValueError("write 0 (none), or 0.01 and more")
+        if 0 < given < LEAST_TRENDS_HOURS:
+            raise ValueError(f"write 0 (none), or {LEAST_TRENDS_HOURS} and more")
         return given
 
 

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.encoder import Encoder
+from cloud_worker.evaluation.broadcast import Broadcast, served_ranks
 from cloud_worker.evaluation.drawn import whole_histories
-from cloud_worker.evaluation.test_period import OnProgress, alpha_of, ask_cloud, staleness_of, trends_weight_of
+from cloud_worker.evaluation.test_period import OnProgress, ask_cloud, staleness_of
 from cloud_worker.live.neighbour_counts import neighbours_kept
 from cloud_worker.live.reader import live_options
 from cloud_worker.training import calibrator, evaluate
@@ -33,7 +34,7 @@ from cloud_worker.training.metrics import Ranks
 from cloud_worker.training.served import bench_of, check_encoder, networks_of
 from cloud_worker.training.signal_head import SignalHead
 from cloud_worker.training.snapshots import Pairs, Snapshots
-from cloud_worker.training.trends import added_by, tables_at
+from cloud_worker.training.trends import tables_at
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
@@ -143,9 +144,8 @@ class AsServed:
         trends_as_of_ms: Ints,
     ) -> Ranks:
         """(Q,) ranks at staleness s (Q,), which is 1 without embeddings, each with the table of its as_of."""
-        alpha, beta = (weight(self.bundle, staleness) for weight in (alpha_of, trends_weight_of))
-        added = added_by(self.tables, moments, trends_as_of_ms, beta)
-        return evaluate.ranks(self.bench.catalogue, moments, embeddings, alpha, added)
+        sent = Broadcast(self.tables, trends_as_of_ms)
+        return served_ranks(self.bundle, self.bench.catalogue, moments, embeddings, staleness, sent)
 
 
 def moments_of(histories: Histories, rows: Ints, as_of: Ints, trends_as_of_ms: Ints) -> Moments:

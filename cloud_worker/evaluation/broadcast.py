@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cloud_worker.evaluation.test_period import TestPeriod, trends_weight_of
+from cloud_worker.evaluation.test_period import alpha_of, trends_weight_of
 from cloud_worker.training import evaluate
 from cloud_worker.training.data import Ints
-from cloud_worker.training.evaluate import Moments
+from cloud_worker.training.evaluate import Catalogue, Moments
 from cloud_worker.training.metrics import Ranks
 from cloud_worker.training.trends import HOUR_MS, OnDone, added_by, newest_before, tables_at
+from streams.bundle import Bundle
 from streams.neighbours import NeighbourTable
 
 Floats = npt.NDArray[np.float32]
@@ -25,17 +26,19 @@ class Broadcast:
 
     Attributes
     ----------
-    begin_ms
-        The bundle's day.
     tables
-        By ``as_of_ms``: that of the bundle's day, and those below.
+        By ``as_of_ms``, the first of them that of the bundle's day.
     as_of_ms
-        (Q,) of the newest table at each moment.
+        (Q,) of the table that each moment had; -1: none.
     """
 
-    begin_ms: int
     tables: Mapping[int, NeighbourTable]
     as_of_ms: Ints
+
+    @property
+    def begin_ms(self) -> int:
+        """The bundle's day."""
+        return min(self.tables)
 
     def take(self, rows: Ints) -> Broadcast:
         """What was sent by some of the moments."""
@@ -44,6 +47,11 @@ class Broadcast:
     def of_the_day(self) -> Broadcast:
         """The same, had nothing come after the table of the bundle's day."""
         return replace(self, as_of_ms=np.full_like(self.as_of_ms, self.begin_ms))
+
+    @property
+    def kept(self) -> int:
+        """K, neighbours of an item: all tables have as many."""
+        return int(self.tables[self.begin_ms].items.shape[1])
 
     @property
     def table_bytes(self) -> int:
@@ -72,11 +80,12 @@ def broadcast(
     """
     as_of_ms = newest_before(moments, begin_ms, round(every_hours * HOUR_MS))
     tables = tables_at(moments.histories, np.append(as_of_ms, begin_ms), ring=ring, kept=kept, on_done=on_done)
-    return Broadcast(begin_ms, tables, as_of_ms)
+    return Broadcast(tables, as_of_ms)
 
 
 def served_ranks(
-    period: TestPeriod,
+    bundle: Bundle,
+    catalogue: Catalogue,
     moments: Moments,
     embeddings: Floats | None,
     staleness: npt.NDArray[np.floating],
@@ -95,5 +104,5 @@ def served_ranks(
     """
     added = None
     if sent is not None:
-        added = added_by(sent.tables, moments, sent.as_of_ms, trends_weight_of(period.bundle, staleness))
-    return evaluate.ranks(period.bench.catalogue, moments, embeddings, period.alpha(staleness), added)
+        added = added_by(sent.tables, moments, sent.as_of_ms, trends_weight_of(bundle, staleness))
+    return evaluate.ranks(catalogue, moments, embeddings, alpha_of(bundle, staleness), added)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -149,8 +149,9 @@ def sample(
         s, told = period.staleness(data.phi), None if sent is None else sent.take(able)
         alone = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
         stale = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
-        fresh = served_ranks(period, moments, data.fresh, np.zeros(len(pairs)), told)
-        repaired = served_ranks(period, moments, calibrator.apply(period.repair, data), s, told)
+        served = partial(served_ranks, period.bundle, bench.catalogue, moments, sent=told)
+        fresh = served(data.fresh, np.zeros(len(pairs)))
+        repaired = served(calibrator.apply(period.repair, data), s)
         gains = ndcg_at(fresh) - ndcg_at(repaired)
         parts.append(
             {

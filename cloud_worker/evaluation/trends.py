@@ -10,6 +10,7 @@ carry it; what later ones add to it is what others did since.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -101,5 +102,6 @@ def _by_addition(
     sent: Broadcast,
 ) -> dict[str, Ranks]:
     """Ranks of what is served at staleness s (Q,), 1 without embeddings, alone and with either addition."""
-    found = (served_ranks(period, moments, embeddings, staleness, each) for each in (None, sent.of_the_day(), sent))
-    return {f"{served}{name}": ranks for name, ranks in zip(ADDED, found, strict=True)}
+    ranks = partial(served_ranks, period.bundle, period.bench.catalogue, moments, embeddings, staleness)
+    additions = (None, sent.of_the_day(), sent)
+    return {f"{served}{name}": ranks(each) for name, each in zip(ADDED, additions, strict=True)}

@@ -126,28 +126,48 @@ def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
 
 
 class _Fusion(NamedTuple):
-    """α at both ends, the staleness head, and of each pair s, α(s) and the ranks without tables."""
+    """α at both ends, the staleness head, and α(s) of each pair; the ranks without tables.
+
+    Attributes
+    ----------
+    now_ranks
+        Of every moment just after a refresh; the others are of the pairs.
+    """
 
     fresh_alpha: float
     stale_alpha: float
     staleness: reliability.Fitted
     was_stale: npt.NDArray[np.bool_]
     alphas: Doubles
+    now_ranks: Ranks
     fresh_ranks: Ranks
     stale_ranks: Ranks
+    repaired_ranks: Ranks
 
 
 def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
     catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
-    fresh_alpha = best_alpha(evaluate.ranks_for_alphas(catalogue, seen.every, seen.now, GRID))
+    now = evaluate.ranks_for_alphas(catalogue, seen.every, seen.now, GRID)
+    fresh_alpha = best_alpha(now)
     fresh_ranks = evaluate.ranks(catalogue, moments, data.fresh, fresh_alpha)
     stale_ranks = evaluate.ranks(catalogue, moments, data.stale, fresh_alpha)
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
     staleness = reliability.fit(data.phi, was_stale, moments.users, run.options.heads, run.options.seed)
     choices = [between(fresh_alpha, alpha, staleness.predicted) for alpha in STALE_GRID]
-    stale_alpha = best_alpha(evaluate.ranks_for_alphas(catalogue, moments, seen.repaired, choices), STALE_GRID)
-    alphas = choices[STALE_GRID.index(stale_alpha)]
-    return _Fusion(fresh_alpha, stale_alpha, staleness, was_stale, alphas, fresh_ranks, stale_ranks)
+    repaired = evaluate.ranks_for_alphas(catalogue, moments, seen.repaired, choices)
+    stale_alpha = best_alpha(repaired, STALE_GRID)
+    chosen = STALE_GRID.index(stale_alpha)
+    return _Fusion(
+        fresh_alpha,
+        stale_alpha,
+        staleness,
+        was_stale,
+        choices[chosen],
+        now[GRID.index(fresh_alpha)],
+        fresh_ranks,
+        stale_ranks,
+        repaired[chosen],
+    )
 
 
 def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
@@ -221,19 +241,17 @@ def _of_parts(run: Run, seen: _Seen, answers: Answers, blend: Blend, space: tupl
 
 def _of_fusion(seen: _Seen, fusion: _Fusion) -> dict[str, float]:
     """What both models together are worth, without tables, and how good the staleness head is."""
-    catalogue, far, s = seen.bench.catalogue, seen.far, fusion.staleness.predicted
-    late = seen.moments.take(far)
-    calibrated = evaluate.ranks(catalogue, late, seen.repaired[far], fusion.alphas[far])
+    far, s = seen.far, fusion.staleness.predicted
     found = {
         "alpha.fresh": fusion.fresh_alpha,
         "alpha.stale": fusion.stale_alpha,
         f"moments@gap{GAP}": float(far.sum()),
     }
-    found |= summary("fused_fresh", evaluate.ranks(catalogue, seen.every, seen.now, fusion.fresh_alpha))
-    found |= summary(f"srm@gap{GAP}", evaluate.ranks(catalogue, late, None, 0.0))
+    found |= summary("fused_fresh", fusion.now_ranks)
+    found |= summary(f"srm@gap{GAP}", evaluate.ranks(seen.bench.catalogue, seen.moments.take(far), None, 0.0))
     found |= summary(f"fused_fresh@gap{GAP}", fusion.fresh_ranks[far])
     found |= summary(f"fused_stale@gap{GAP}", fusion.stale_ranks[far])
-    found |= summary(f"fused_calibrated@gap{GAP}", calibrated)
+    found |= summary(f"fused_calibrated@gap{GAP}", fusion.repaired_ranks[far])
     return found | {
         "staleness.auc": auc(s, fusion.was_stale),
         "staleness.ece": expected_calibration_error(s, fusion.was_stale),

@@ -22,13 +22,12 @@ from infra.cli._evaluate import (
     signed,
     with_half_width,
 )
+from streams.settings import LEAST_TRENDS_HOURS, MOST_TRENDS_HOURS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cloud_worker.evaluation.reliability import Bin, Decision, Quality
-
-LEAST_HOURS = 0.01
 
 
 def reliability(
@@ -43,7 +42,7 @@ def reliability(
         float | None,
         typer.Option(
             min=0,
-            max=1e6,
+            max=MOST_TRENDS_HOURS,
             help="Hours of event time from one table of the broadcast to the next, at least 0.01; 0: none is sent. "
             "The setting's.",
         ),
@@ -64,8 +63,9 @@ def reliability(
     candidates = settings.cloud.candidates
     if every_hours is None:
         every_hours = settings.cloud.trends_hours if settings.device.trends else 0.0
-    if 0 < every_hours < LEAST_HOURS:
-        raise typer.BadParameter(f"{every_hours:g} is neither 0 nor at least {LEAST_HOURS}", param_hint="--every-hours")
+    if 0 < every_hours < LEAST_TRENDS_HOURS:
+        wrong = f"{every_hours:g} is neither 0 nor at least {LEAST_TRENDS_HOURS}"
+        raise typer.BadParameter(wrong, param_hint="--every-hours")
     options = {"moments": moments, "gaps": wanted, "candidates": candidates, "every_hours": every_hours, "seed": seed}
     with evaluation(
         ctx, "reliability", dataset=dataset, bundle=bundle, out=out, as_json=as_json, options=options

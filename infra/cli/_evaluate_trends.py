@@ -22,6 +22,7 @@ from infra.cli._evaluate import (
     with_half_width,
 )
 from streams.errors import SettingsError
+from streams.settings import LEAST_TRENDS_HOURS, MOST_TRENDS_HOURS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +43,11 @@ def trends(
     gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
     every_hours: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1e6, help="Hours of event time from one table to the next; the setting's."),
+        typer.Option(
+            min=LEAST_TRENDS_HOURS,
+            max=MOST_TRENDS_HOURS,
+            help="Hours of event time from one table to the next; the setting's.",
+        ),
     ] = None,
     kept: Annotated[
         int | None, typer.Option(min=1, help="Neighbours of an item in a table; as many as the cloud sends.")
@@ -68,11 +73,9 @@ def trends(
     ) as run:
         from cloud_worker.evaluation import trends as measure
         from cloud_worker.evaluation.staleness import difference
-        from cloud_worker.live.neighbour_counts import neighbours_kept
         from infra.evaluation.trends_plot import plot_trends
 
         judged = run.judged.bundle
-        kept = neighbours_kept(judged.manifest.n_items) if kept is None else kept
         period = run.period(moments=moments, seed=seed, gaps=asked, nearest=True)
         sent = run.broadcast(period, every_hours=every_hours, kept=kept)
         columns = measure.columns(period, sent, asked, seed=seed, on_done=partial(run.bars.show, "ranking"))
@@ -87,7 +90,7 @@ def trends(
         refreshed = measure.refreshed(period, last)
         users = last.resamples.n_users
         run.notes.append(
-            f"{len(last.users)} moments of {users} users; β {fresh:g} fresh, {stale:g} stale; a table of {kept} "
+            f"{len(last.users)} moments of {users} users; β {fresh:g} fresh, {stale:g} stale; a table of {sent.kept} "
             f"neighbours of each of {judged.manifest.n_items} items is {sent.table_bytes:,} bytes, one every "
             f"{every_hours:g} h; made: {len(sent.tables)}, that of the bundle's day among them; an embedding is "
             f"{2 * judged.manifest.d} bytes"

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloud_worker.evaluation.bootstrap import Interval
 from infra.evaluation.as_served import ArmAgain
-from infra.evaluation.plots import figure
+from infra.evaluation.plots import error_bars, figure
 
 METRIC: Final = "ndcg@10"
 SERVED, OFFLINE, SAME = "#555555", "#0072b2", "#e69f00"
@@ -40,7 +40,7 @@ def plot_as_served(path: Path, dataset: str, arms: Sequence[ArmAgain]) -> None:
         for axis, (title, series) in zip(axes, panels, strict=False):
             for nth, (label, colour, found) in enumerate(series):
                 means = [each.mean for each in found]
-                error = list(zip(*(each.reach for each in found), strict=True))
+                error = error_bars(found)
                 place = at + 0.2 * nth - 0.1
                 axis.errorbar(
                     place, means, error, color=colour, marker="o", ms=6, lw=0, elinewidth=2, capsize=4, label=label

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from cloud_worker.evaluation.collaborative import RANDOM
 from cloud_worker.training.collaborative import ADAPTIVE, COOPERATIVE
 from cloud_worker.training.list_fusion import SRM_ONLY
-from infra.evaluation.plots import figure
+from infra.evaluation.plots import error_bars, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _trainings(axis: Axes, trained: Mapping[tuple[str, str], Sequence[Interval]]
         axis.errorbar(
             [place + aside for place in range(len(rules))],
             [each.mean for each in shown],
-            yerr=list(zip(*(each.reach for each in shown), strict=True)),
+            yerr=error_bars(shown),
             fmt="o",
             ms=4,
             lw=1.4,

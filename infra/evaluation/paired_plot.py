@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.evaluation.plots import COLOURS, figure
+from infra.evaluation.plots import COLOURS, error_bars, figure
 
 if TYPE_CHECKING:
     from cloud_worker.evaluation.bootstrap import Interval
@@ -31,7 +31,7 @@ def plot_paired(
         panels = (("each method", values), (f"{less}, paired", differences))
         for axis, (heading, found) in zip(axes, panels, strict=True):
             for name, each in found.items():
-                error = [[length] for length in each.reach]
+                error = error_bars([each])
                 colour = COLOURS["fused fresh"] if name == ours else COLOURS["SRM"]
                 axis.errorbar(each.mean, places[name], xerr=error, color=colour, marker="o", ms=6, lw=2, capsize=3)
                 axis.annotate(

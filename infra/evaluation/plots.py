@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +17,7 @@ from cloud_worker.evaluation.reliability import curve
 from streams.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
+    from cloud_worker.evaluation.bootstrap import Interval
     from cloud_worker.evaluation.reliability import Bin, Decision, Sample
     from cloud_worker.evaluation.staleness import Cell, Column
     from infra.evaluation.runtime import Timing
@@ -100,7 +103,7 @@ def plot_reliability(
         largest = 0.0
         for (without, bins), colour in zip(diagrams.items(), ("#d55e00", "#009e73"), strict=True):
             x, y = [each.predicted for each in bins], [each.observed.mean for each in bins]
-            error = list(zip(*(each.observed.reach for each in bins), strict=True))
+            error = error_bars([each.observed for each in bins])
             axes[0].errorbar(
                 x, y, error, color=colour, marker="o", ms=4, lw=1.5, capsize=2, label=f"instead: {without}"
             )
@@ -115,7 +118,7 @@ def plot_reliability(
                 axes[1].plot(rates, curve(found, score, rates), label=score, color=colour, lw=width)
                 each = [decision for decision in decisions if decision.score == score]
                 at = [nth + offset for nth in range(len(each))]
-                error = list(zip(*(decision.gain.reach for decision in each), strict=True))
+                error = error_bars([decision.gain for decision in each])
                 means = [decision.gain.mean for decision in each]
                 axes[2].errorbar(at, means, error, color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score)
                 offset += 0.1
@@ -151,6 +154,11 @@ def plot_runtime(path: Path, dataset: str, timings: Sequence[Timing]) -> None:
             axis.set_xticklabels([f"{name}\n{kind}" for name, kind in names])
             axis.set_ylim(bottom=1)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+
+
+def error_bars(intervals: Sequence[Interval]) -> npt.NDArray[np.float64]:
+    """(2, n) how far each interval goes down and up, as matplotlib wants it."""
+    return np.array([each.reach for each in intervals], np.float64).reshape(-1, 2).T
 
 
 @contextmanager
