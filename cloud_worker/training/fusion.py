@@ -46,6 +46,39 @@ def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -
     """
     if not ranks.shape[1]:
         return alphas[len(alphas) // 2]
-    worth = np.pad([float(ndcg_at(row).mean() + reciprocal_rank(row).mean()) for row in ranks], 1, mode="edge")
-    worth = np.convolve(worth, np.full(3, 1 / 3), mode="valid")
-    return alphas[int(np.argmax(worth))]
+    worth = _worth(ranks).mean(axis=1)
+    # Beyond its ends the curve goes on as a line, so that they count as they are: repeated, they would be favoured.
+    around = np.pad(worth, 1, mode="reflect", reflect_type="odd")
+    return alphas[int(np.argmax(np.convolve(around, np.full(3, 1 / 3), mode="valid")))]
+
+
+def as_good_nearest_to(
+    wanted: float, best: float, ranks: npt.NDArray[np.int64], users: npt.NDArray[np.int64], alphas: tuple[float, ...]
+) -> float:
+    """Of the weights that are as good as the best one, the one nearest to what is wanted for other reasons.
+
+    As good is what loses no more than one standard error of its paired difference to the best, users being what varies.
+    Source: the one-standard-error rule (Breiman, Friedman, Olshen & Stone 1984, section 3.4.3).
+
+    Parameters
+    ----------
+    best
+        One of ``alphas``.
+    ranks
+        (len(alphas), Q) ranks of the same moments under each weight; without moments it is the best.
+    users
+        (Q,) whose the moments are.
+    """
+    if not len(users):
+        return best
+    worth = _worth(ranks)
+    less = worth[alphas.index(best)] - worth
+    of_users = np.stack([np.bincount(users, each) for each in less])
+    error = np.sqrt(np.square(of_users).sum(axis=1))
+    as_good = [alpha for alpha, lost, most in zip(alphas, of_users.sum(axis=1), error, strict=True) if lost <= most]
+    return min(as_good, key=lambda alpha: abs(alpha - wanted))
+
+
+def _worth(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """What a rank is worth where a weight is chosen."""
+    return np.asarray(ndcg_at(ranks) + reciprocal_rank(ranks), np.float64)

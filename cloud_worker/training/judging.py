@@ -14,7 +14,7 @@ from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.cloud_lists import CloudLists, cloud_lists
 from cloud_worker.training.data import Ints
-from cloud_worker.training.fusion import GRID, best_alpha, between
+from cloud_worker.training.fusion import GRID, as_good_nearest_to, best_alpha, between
 from cloud_worker.training.list_fusion import LEARNED, best_weight
 from cloud_worker.training.metrics import Ranks, auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
@@ -172,7 +172,8 @@ def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
 
 def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
     """The learned λ of LSC4Rec, over lists (of every moment) that are up to `GAP` interactions old."""
-    near = seen.pairs.take((seen.data.gap > 0) & (seen.data.gap <= GAP))
+    listed = seen.bench.snapshots.valid[seen.pairs.stale]
+    near = seen.pairs.take(listed & (seen.data.gap > 0) & (seen.data.gap <= GAP))
     served = Pairs(np.concatenate([seen.at, near.stale]), np.concatenate([seen.at, near.fresh]))
     taken = lists.take(np.searchsorted(seen.at, served.stale))
     return best_weight(seen.bench.catalogue, seen.bench.moments(served.fresh), taken)
@@ -193,7 +194,9 @@ def _choose_betas(seen: _Seen, fusion: _Fusion, told: Told) -> _Betas:
     each = [np.full(len(every), weight) for weight in WEIGHTS]
     fresh = told.ranks(catalogue, every, seen.now, fusion.fresh_alpha, each)
     alone = told.ranks(catalogue, every, None, 0.0, each)
-    fresh_beta = best_alpha(fresh, WEIGHTS)
+    # What a table gives without an embedding, a refresh takes away again only where that is more than noise.
+    alone_beta, best_beta = best_alpha(alone, WEIGHTS), best_alpha(fresh, WEIGHTS)
+    fresh_beta = as_good_nearest_to(alone_beta, best_beta, fresh, every.users, WEIGHTS)
     tried = [between(fresh_beta, stale, fusion.staleness.predicted) for stale in WEIGHTS]
     stale = told.ranks(catalogue, seen.moments, seen.repaired, fusion.alphas, tried)
     stale_beta = best_alpha(np.concatenate([stale, alone], axis=1), WEIGHTS)

@@ -18,6 +18,8 @@ from cloud_worker.training.options import MomentOptions
 
 TRAIN_STEPS: Final = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
 CHAIN: Final = 6
+BEFORE: Final = (4, 16, 48)
+"""Positions before a stretch of the validation period, at which a stale embedding may have been made."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,14 @@ def choose(
     scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
     train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
     valid = _stretches(histories, options.valid, options.valid_stretch, generator)
-    rows = sorted(
-        [(*row, False, index < scale * options.encoded_train) for index, row in enumerate(train)]
-        + [(*row, True, index < scale * options.encoded_valid) for index, row in enumerate(valid)]
-    )
-    users, positions, later, encoded = (np.array(column) for column in zip(*rows, strict=True)) if rows else [()] * 4
-    return Snapshots(
-        np.asarray(users, np.int64),
-        np.asarray(positions, np.int64),
-        np.asarray(later, np.bool_),
-        np.asarray(encoded, np.bool_),
-    )
+    encoded: dict[tuple[int, int], bool] = {}
+    for drawn, most in ((train, options.encoded_train), (valid, options.encoded_valid)):
+        for index, row in enumerate(drawn):
+            encoded[row] = encoded.get(row, False) or index < scale * most
+    rows = sorted(encoded)
+    users, positions = np.array(rows, np.int64).reshape(-1, 2).T
+    later = positions >= histories.trained[users]
+    return Snapshots(users, positions, later, np.array([encoded[row] for row in rows], np.bool_))
 
 
 def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.random.Generator) -> list[tuple[int, int]]:
@@ -131,21 +130,31 @@ def _stretches(
 ) -> list[tuple[int, int]]:
     """(user, position) in the validation period, user by user in random order: every position of a stretch.
 
-    A choice among the positions would not do: the first one of a visit is harder than those that follow it.
+    A choice among the positions would not do: the first one of a visit is harder than those that follow it. With each
+    stretch come positions `BEFORE` it, which mostly lie in the training period: few histories are long enough in the
+    validation period alone for the gaps that devices will have. They do not count towards the budget.
     """
     chosen: list[tuple[int, int]] = []
+    drawn = 0
     lengths = histories.lengths
     for user in generator.permutation(np.flatnonzero(lengths > np.maximum(histories.trained, 1))):
         first, end = max(int(histories.trained[user]), 1), int(lengths[user])
         first = int(generator.integers(first, max(first, end - stretch) + 1))
-        chosen += [(int(user), position) for position in range(first, min(end, first + stretch))]
-        if len(chosen) >= budget:
+        end = min(end, first + stretch)
+        before = [first - back for back in reversed(BEFORE) if back < first]
+        chosen += [(int(user), position) for position in (*before, *range(first, end))]
+        drawn += end - first
+        if drawn >= budget:
             break
     return chosen
 
 
 def pairs_of(snapshots: Snapshots, largest_gap: int, *, valid: bool) -> Pairs:
-    """All pairs with 1 <= gap <= `largest_gap` whose fresh snapshot lies in the period that `valid` names."""
+    """All pairs with 1 <= gap <= `largest_gap` whose fresh snapshot lies in the period that `valid` names.
+
+    The stale one may lie in the training period all the same: then the networks have been trained on what came next,
+    as those that are served have been on everything before the test period.
+    """
     stale: list[int] = []
     fresh: list[int] = []
     for index in np.flatnonzero(snapshots.valid == valid):
@@ -154,8 +163,7 @@ def pairs_of(snapshots: Snapshots, largest_gap: int, *, valid: bool) -> Pairs:
             gap = snapshots.positions[index] - snapshots.positions[before]
             if gap > largest_gap:
                 break
-            if snapshots.valid[before] == valid:
-                stale.append(int(before))
-                fresh.append(int(index))
+            stale.append(int(before))
+            fresh.append(int(index))
             before -= 1
     return Pairs(np.array(stale, np.int64), np.array(fresh, np.int64))

@@ -137,3 +137,30 @@ def test_best_alpha_is_the_one_with_the_best_ranks_around_it():
     assert fusion.best_alpha(lucky, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)) == 0.5
     assert fusion.best_alpha(np.array([[1, 2], [1, 2]]), (0.1, 0.2)) == 0.1
     assert fusion.best_alpha(np.zeros((3, 0), int), (0.2, 0.3, 0.4)) == 0.3
+
+
+def test_the_first_of_all_alphas_is_not_favoured():
+    """It has one neighbour; counted twice instead, it would win here."""
+    near = np.array([[4, 3, 3], [3, 3, 3], [3, 4, 3], [9, 9, 9]])
+    assert fusion.best_alpha(near, (0.1, 0.2, 0.3, 0.4)) == 0.2
+
+
+def test_of_weights_as_good_as_the_best_one_the_nearest_to_what_is_wanted():
+    weights, users = (0.0, 0.1, 0.2, 0.3), np.arange(8)
+    a_little_worse = np.array([2, 1, 2, 1, 2, 1, 2, 2])
+    ranks = np.array([np.tile([1, 2], 4), a_little_worse, np.full(8, 9), np.tile([1, 2], 4)])
+
+    def nearest(wanted, best=0.0, users=users):
+        return fusion.as_good_nearest_to(wanted, best, ranks, users, weights)
+
+    assert nearest(0.1) == 0.1, "its loss is noise"
+    assert nearest(0.0) == 0.0
+    assert nearest(0.22) == 0.3, "0.2 is clearly worse"
+    assert fusion.as_good_nearest_to(1.0, 0.1, ranks[:, :0], users[:0], weights) == 0.1
+
+
+def test_what_one_user_says_often_counts_once():
+    """Sixteen moments that agree are no evidence if they are all of one user."""
+    weights, ranks = (0.0, 1.0), np.array([np.full(16, 1), np.full(16, 2)])
+    assert fusion.as_good_nearest_to(1.0, 0.0, ranks, np.zeros(16, int), weights) == 1.0
+    assert fusion.as_good_nearest_to(1.0, 0.0, ranks, np.arange(16), weights) == 0.0
