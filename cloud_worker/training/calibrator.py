@@ -14,9 +14,9 @@ cached embedding, and the signals about it, are worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from cloud_worker.training.options import CalibratorOptions
 from streams.bundle import PHI
 
 Floats = npt.NDArray[np.float32]
+
+_TOLD_EVERY: Final = 50
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def apply(model: Repair, data: CalibrationData) -> Floats:
     return repaired
 
 
-def _no_word(_epoch: int, _loss: float) -> None: ...
+def _no_word(_step: int, _loss: float) -> None: ...
 
 
 def fit(
@@ -154,9 +156,9 @@ def fit(
     vectors: Floats,
     bias: Floats,
     options: CalibratorOptions,
-    epochs: int,
+    steps: int,
     generator: np.random.Generator,
-    after_epoch: Callable[[int, float], None] = _no_word,
+    after: Callable[[int, float], None] = _no_word,
 ) -> None:
     """Train `model` in place.
 
@@ -165,6 +167,10 @@ def fit(
     vectors, bias
         (N, d) and (N,) of the shared space. Of a catalogue larger than ``options.negatives`` each batch compares so
         many items, the next ones always among them.
+    steps
+        Batches, over as many epochs as it takes.
+    after
+        Called now and then with the number of steps done and the mean loss since the call before.
     """
     assert isinstance(model, nn.Module)
     device = next(model.parameters()).device
@@ -173,27 +179,36 @@ def fit(
     stale, means, hidden, phi, gap, fresh = (torch.from_numpy(a).to(device) for a in arrays)
     targets = torch.from_numpy(data.targets).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-2)
-    steps = max(1, epochs * -(-len(stale) // options.batch))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     model.train()
-    for epoch in range(epochs if len(stale) else 0):
-        losses = []
-        order = torch.from_numpy(generator.permutation(len(stale))).to(device)
-        for rows in torch.split(order, options.batch):
-            some_v, some_b, some_targets = v, b, targets[rows]
-            if len(v) > options.negatives:
-                drawn = torch.from_numpy(generator.choice(len(v), options.negatives, replace=False)).to(device)
-                items, inverse = torch.unique(torch.cat([some_targets, drawn]), return_inverse=True)
-                some_v, some_b, some_targets = v[items], b[items], inverse[: len(rows)]
-            repaired = model(stale[rows], means[rows], hidden[rows], phi[rows], gap[rows])
-            logged = F.log_softmax(F.linear(repaired, some_v, some_b), dim=-1)
-            wanted = F.log_softmax(F.linear(fresh[rows], some_v, some_b), dim=-1)
-            loss = F.kl_div(logged, wanted, reduction="batchmean", log_target=True)
-            loss = loss + options.next_item_weight * F.nll_loss(logged, some_targets)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-        after_epoch(epoch + 1, float(torch.stack(losses).mean()))
+    losses: list[Tensor] = []
+    for step, rows in enumerate(_batches(len(stale), options.batch, steps, generator), 1):
+        at = rows.to(device)
+        some_v, some_b, some_targets = v, b, targets[at]
+        if len(v) > options.negatives:
+            drawn = torch.from_numpy(generator.choice(len(v), options.negatives, replace=False)).to(device)
+            items, inverse = torch.unique(torch.cat([some_targets, drawn]), return_inverse=True)
+            some_v, some_b, some_targets = v[items], b[items], inverse[: len(at)]
+        repaired = model(stale[at], means[at], hidden[at], phi[at], gap[at])
+        logged = F.log_softmax(F.linear(repaired, some_v, some_b), dim=-1)
+        wanted = F.log_softmax(F.linear(fresh[at], some_v, some_b), dim=-1)
+        loss = F.kl_div(logged, wanted, reduction="batchmean", log_target=True)
+        loss = loss + options.next_item_weight * F.nll_loss(logged, some_targets)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if step % _TOLD_EVERY == 0 or step == steps:
+            after(step, float(torch.stack(losses).mean()))
+            losses.clear()
     model.eval()
+
+
+def _batches(many: int, size: int, steps: int, generator: np.random.Generator) -> Iterator[Tensor]:
+    """So many batches of rows, epoch after epoch, each in another order; none where there are no rows."""
+    left = steps if many else 0
+    while left:
+        epoch = torch.split(torch.from_numpy(generator.permutation(many)), size)[:left]
+        yield from epoch
+        left -= len(epoch)

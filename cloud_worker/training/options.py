@@ -54,7 +54,7 @@ class ProjectorOptions:
 class MomentOptions:
     """Which moments the cloud model is asked about in training, and of how many the profile is really encoded."""
 
-    train: int = 5_000
+    train: int = 7_000
     valid: int = 4_000
     valid_stretch: int = 24
     encoded_train: int = 850
@@ -65,11 +65,15 @@ class MomentOptions:
 
 @dataclass(frozen=True)
 class CalibratorOptions:
-    """How the calibrator is distilled."""
+    """How the calibrator is distilled.
+
+    ``steps`` are batches: short histories make few pairs, and an epoch over them is soon done. ``final_steps`` follow
+    when the networks have gone on over the validation period.
+    """
 
     hidden: int = 128
-    epochs: int = 10
-    final_epochs: int = 4
+    steps: int = 1_000
+    final_steps: int = 400
     batch: int = 256
     learning_rate: float = 2e-3
     next_item_weight: float = 0.1
@@ -139,7 +143,7 @@ def in_a_hurry(options: TrainOptions) -> TrainOptions:
         sequence=replace(options.sequence, epochs=5, final_epochs=2, learning_rate=8e-3),
         most_positions=1_000_000,
         moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),
-        calibrator=replace(options.calibrator, epochs=8, final_epochs=2),
+        calibrator=replace(options.calibrator, steps=400, final_steps=100),
     )
 
 

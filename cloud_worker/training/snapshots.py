@@ -82,7 +82,7 @@ def choose(
 ) -> Snapshots:
     """Draw users at random and lay chains along their histories, until the numbers of `options` are reached.
 
-    Those of the training period lie in the later half of it, where the live index knows as much as it will in service.
+    Those of the training period end in the later half of it, where the live index knows as much as it will in service.
 
     Parameters
     ----------
@@ -106,18 +106,20 @@ def choose(
 
 
 def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """(user, position) in the training period, chain by chain in random order; a few users may have several chains."""
+    """(user, position) in the training period, chain by chain in random order; a few users may have several chains.
+
+    A chain ends at a position from `earliest` on and goes back from there: also of short histories it makes pairs.
+    """
     usable = np.flatnonzero(histories.trained >= 2)
     chosen: dict[tuple[int, int], None] = {}
     while usable.size and len(chosen) < budget:
         before = len(chosen)
         for user in generator.permutation(usable):
             position = int(generator.integers(max(1, earliest[user]), histories.trained[user]))
-            for _ in range(CHAIN):
-                if position >= histories.trained[user]:
-                    break
+            chosen[int(user), position] = None
+            for step in generator.choice(TRAIN_STEPS, CHAIN - 1):
+                position = max(1, position - int(step))
                 chosen[int(user), position] = None
-                position += int(generator.choice(TRAIN_STEPS))
             if len(chosen) >= budget:
                 break
         if len(chosen) == before:

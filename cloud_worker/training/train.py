@@ -214,7 +214,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     generator = run.generator("calibrator")
     run.seed_torch("calibrator")
     repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden).to(run.device)
-    _distil(run, "calibrator", repair, bench, pairs, options.calibrator.epochs, generator)
+    _distil(run, "calibrator", repair, bench, pairs, options.calibrator.steps, generator)
     told = Told(
         histories,
         valid.start_ms,
@@ -257,7 +257,7 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
     pairs = Pairs(np.concatenate([p.stale for p in every]), np.concatenate([p.fresh for p in every]))
     repair = copy.deepcopy(first.repair)
     generator = run.generator("calibrator to the end")
-    _distil(run, "calibrator again", repair, bench, pairs, options.calibrator.final_epochs, generator)
+    _distil(run, "calibrator again", repair, bench, pairs, options.calibrator.final_steps, generator)
     return replace(first, networks=networks, answers=answers, bench=bench, repair=repair)
 
 
@@ -270,7 +270,7 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
     train, at = np.flatnonzero(~snapshots.valid), np.flatnonzero(snapshots.valid)
-    _distil(run, "distilled head", head, first.bench, Pairs(train, train), 2 * options.calibrator.epochs, generator)
+    _distil(run, "distilled head", head, first.bench, Pairs(train, train), 2 * options.calibrator.steps, generator)
     moments = first.bench.moments(at)
     guessed = calibration.apply(head, first.bench.data(Pairs(at, at)))
     head_alpha = best_alpha(evaluate.ranks_for_alphas(first.bench.catalogue, moments, guessed, GRID))
@@ -283,7 +283,7 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     if options.retrain:
         second_to_the_end(run, second)
         every = np.arange(len(snapshots))
-        _distil(run, "head again", head, last.bench, Pairs(every, every), options.calibrator.final_epochs, generator)
+        _distil(run, "head again", head, last.bench, Pairs(every, every), options.calibrator.final_steps, generator)
     return Controls(second, second_alpha, head, head_alpha)
 
 
@@ -372,7 +372,7 @@ def _distil(
     repair: calibration.Repair,
     bench: Bench,
     pairs: Pairs,
-    epochs: int,
+    steps: int,
     generator: np.random.Generator,
 ) -> None:
     """In place."""
@@ -382,9 +382,9 @@ def _distil(
         bench.catalogue.vectors,
         bench.catalogue.bias,
         run.options.calibrator,
-        epochs,
+        steps,
         generator,
-        lambda epoch, loss: run.say(stage, epoch, epochs, loss),
+        lambda step, loss: run.say(stage, step, steps, loss),
     )
 
 

@@ -32,7 +32,7 @@ OPTIONS = TrainOptions(
     sequence=FitOptions(16, 5, 2, 0.1, 16, learning_rate=1e-2, positions=256),
     projector=ProjectorOptions(hidden=32, stand_in_positions=2_000, epochs=2, batch=128, learning_rate=5e-3),
     moments=MomentOptions(train=200, valid=120, encoded_train=60, encoded_valid=40),
-    calibrator=CalibratorOptions(hidden=16, epochs=3),
+    calibrator=CalibratorOptions(hidden=16, steps=30, final_steps=40),
     heads=HeadOptions(hidden=4, epochs=5),
 )
 

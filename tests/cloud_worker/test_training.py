@@ -36,7 +36,7 @@ TINY = TrainOptions(
     sequence=FitOptions(16, 8, 2, 0.1, 16, learning_rate=1e-2, positions=256),
     projector=ProjectorOptions(hidden=32, stand_in_positions=10_000, epochs=3, batch=128, learning_rate=5e-3),
     moments=MomentOptions(train=250, valid=100, encoded_train=120, encoded_valid=60),
-    calibrator=CalibratorOptions(hidden=16, epochs=3),
+    calibrator=CalibratorOptions(hidden=16, steps=30, final_steps=40),
     heads=HeadOptions(hidden=4, epochs=5),
 )
 

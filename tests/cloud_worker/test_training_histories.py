@@ -74,6 +74,15 @@ def test_pairs_are_of_one_user_with_a_positive_gap_and_their_moment_is_in_the_pe
         assert valid or not snapshots.valid[pairs.stale].any()
 
 
+def test_short_histories_make_pairs_too():
+    """Four interactions each: wherever a chain ends, it goes back as far as there is something."""
+    users, times = np.tile(np.arange(40), 4), np.repeat(np.arange(4), 40) * 60_000
+    histories = make_histories(users, np.zeros(160, int), times, 30, valid_start_ms=4 * 60_000)
+    snapshots = choose(histories, MomentOptions(train=200, valid=0), 100.0, np.random.default_rng(1))
+    pairs = pairs_of(snapshots, 96, valid=False)
+    assert len(np.unique(snapshots.users[pairs.fresh])) > 30
+
+
 def test_stale_embeddings_of_the_validation_period_are_as_old_as_devices_will_have_them():
     """Users with one interaction there had 63 before it: all gaps but one come from the training period."""
     users, times = np.tile(np.arange(12), 64), np.repeat(np.arange(64), 12) * 60_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from cloud_worker.training import calibrator as calibration
@@ -56,37 +57,36 @@ def test_calibrator_leaves_a_fresh_embedding_alone():
     np.testing.assert_array_equal(calibration.apply(calibration.Calibrator(6, 4, 8), data), data.stale)
 
 
+def _losses_of_fitting(data, n_items, options):
+    """Of the first batch, and (S, 2) the steps that were told and the mean losses since the step told before."""
+    told = []
+    for steps in (1, options.steps):
+        torch.manual_seed(0)
+        rng = np.random.default_rng(1)
+        model, vectors = calibration.Calibrator(6, 4, 32), rng.normal(size=(n_items, 6)).astype(np.float32)
+        bias = np.zeros(n_items, np.float32)
+        calibration.fit(model, data, vectors, bias, options, steps, rng, lambda *each: told.append(each))
+    return told[0][1], np.array(told[1:])
+
+
 def test_calibrator_overfits_one_batch_towards_the_fresh_embedding():
-    torch.manual_seed(0)
-    rng = np.random.default_rng(1)
-    data = _calibration_data(8, 6, gap=30)
-    model = calibration.Calibrator(6, 4, 32)
-    losses = []
-    options = CalibratorOptions(epochs=400, batch=8, learning_rate=2e-2, next_item_weight=0.0)
-    vectors, bias = rng.normal(size=(20, 6)).astype(np.float32), np.zeros(20, np.float32)
-    calibration.fit(model, data, vectors, bias, options, options.epochs, rng, lambda epoch, loss: losses.append(loss))
-    assert losses[0] > 0.5
-    assert losses[-1] < 0.01
+    options = CalibratorOptions(steps=400, batch=8, learning_rate=2e-2, next_item_weight=0.0)
+    first, told = _losses_of_fitting(_calibration_data(8, 6, gap=30), 20, options)
+    assert first > 0.5
+    assert told[-1, 1] < 0.01
 
 
 def test_calibrator_compares_a_sample_of_a_large_catalogue():
-    torch.manual_seed(0)
-    rng = np.random.default_rng(1)
-    data = _calibration_data(8, 6, gap=30)
-    losses = []
-    options = CalibratorOptions(epochs=200, batch=8, learning_rate=2e-2, negatives=10)
-    vectors, bias = rng.normal(size=(20, 6)).astype(np.float32), np.zeros(20, np.float32)
-    calibration.fit(
-        calibration.Calibrator(6, 4, 32),
-        data,
-        vectors,
-        bias,
-        options,
-        options.epochs,
-        rng,
-        lambda _, loss: losses.append(loss),
-    )
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    options = CalibratorOptions(steps=200, batch=8, learning_rate=2e-2, negatives=10)
+    first, told = _losses_of_fitting(_calibration_data(8, 6, gap=30), 20, options)
+    assert told[-1, 1] < 0.5 * first
+
+
+@pytest.mark.parametrize("rows", [3, 8, 21])
+def test_a_calibrator_is_trained_for_as_many_steps_however_few_pairs_there_are(rows):
+    options = CalibratorOptions(steps=130, batch=8)
+    _, told = _losses_of_fitting(_calibration_data(rows, 6, gap=30), 20, options)
+    assert told[:, 0].tolist() == [50, 100, 130]
 
 
 # --- staleness and fusion
