@@ -72,8 +72,8 @@ class CalibratorOptions:
     """
 
     hidden: int = 128
-    steps: int = 1_000
-    final_steps: int = 400
+    steps: int = 500
+    final_steps: int = 200
     batch: int = 256
     learning_rate: float = 2e-3
     next_item_weight: float = 0.1
@@ -143,7 +143,7 @@ def in_a_hurry(options: TrainOptions) -> TrainOptions:
         sequence=replace(options.sequence, epochs=5, final_epochs=2, learning_rate=8e-3),
         most_positions=1_000_000,
         moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),
-        calibrator=replace(options.calibrator, steps=400, final_steps=100),
+        calibrator=replace(options.calibrator, steps=300, final_steps=100),
     )
 
 

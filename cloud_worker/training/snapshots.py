@@ -93,8 +93,8 @@ def choose(
     early = np.zeros(histories.n_users, np.int64)
     np.add.at(early, histories.owners, histories.times_ms < middle_ms)
     scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
-    train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
     valid = _stretches(histories, options.valid, options.valid_stretch, generator)
+    train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
     encoded: dict[tuple[int, int], bool] = {}
     for drawn, most in ((train, options.encoded_train), (valid, options.encoded_valid)):
         for index, row in enumerate(drawn):

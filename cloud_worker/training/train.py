@@ -270,7 +270,7 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
     train, at = np.flatnonzero(~snapshots.valid), np.flatnonzero(snapshots.valid)
-    _distil(run, "distilled head", head, first.bench, Pairs(train, train), 2 * options.calibrator.steps, generator)
+    _distil(run, "distilled head", head, first.bench, Pairs(train, train), options.calibrator.steps, generator)
     moments = first.bench.moments(at)
     guessed = calibration.apply(head, first.bench.data(Pairs(at, at)))
     head_alpha = best_alpha(evaluate.ranks_for_alphas(first.bench.catalogue, moments, guessed, GRID))
