@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_worker.encoder import Encoder
-from cloud_worker.evaluation.broadcast import Broadcast, served_ranks
+from cloud_worker.evaluation.broadcast import Sent, served_ranks
 from cloud_worker.evaluation.drawn import whole_histories
 from cloud_worker.evaluation.test_period import OnProgress, ask_cloud, staleness_of
 from cloud_worker.live.neighbour_counts import neighbours_kept
@@ -144,7 +144,7 @@ class AsServed:
         trends_as_of_ms: Ints,
     ) -> Ranks:
         """(Q,) ranks at staleness s (Q,), which is 1 without embeddings, each with the table of its as_of."""
-        sent = Broadcast(self.tables, trends_as_of_ms)
+        sent = Sent(self.tables, trends_as_of_ms)
         return served_ranks(self.bundle, self.bench.catalogue, moments, embeddings, staleness, sent)
 
 

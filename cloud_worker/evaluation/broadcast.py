@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,13 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Broadcast:
-    """What devices were sent by Q moments.
+class Sent:
+    """What devices had been sent by Q moments.
 
     Attributes
     ----------
     tables
-        By ``as_of_ms``, the first of them that of the bundle's day.
+        By ``as_of_ms``.
     as_of_ms
         (Q,) of the table that each moment had; -1: none.
     """
@@ -35,16 +36,24 @@ class Broadcast:
     tables: Mapping[int, NeighbourTable]
     as_of_ms: Ints
 
-    @property
-    def begin_ms(self) -> int:
-        """The bundle's day."""
-        return min(self.tables)
-
-    def take(self, rows: Ints) -> Broadcast:
-        """What was sent by some of the moments."""
+    def take(self, rows: Ints) -> Self:
+        """What had been sent by some of the moments."""
         return replace(self, as_of_ms=self.as_of_ms[rows])
 
-    def of_the_day(self) -> Broadcast:
+
+@dataclass(frozen=True)
+class Broadcast(Sent):
+    """The same of tables that are sent every so often from the bundle's day on.
+
+    Attributes
+    ----------
+    begin_ms
+        The bundle's day, when the first table was made.
+    """
+
+    begin_ms: int
+
+    def of_the_day(self) -> Sent:
         """The same, had nothing come after the table of the bundle's day."""
         return replace(self, as_of_ms=np.full_like(self.as_of_ms, self.begin_ms))
 
@@ -80,7 +89,7 @@ def broadcast(
     """
     as_of_ms = newest_before(moments, begin_ms, round(every_hours * HOUR_MS))
     tables = tables_at(moments.histories, np.append(as_of_ms, begin_ms), ring=ring, kept=kept, on_done=on_done)
-    return Broadcast(tables, as_of_ms)
+    return Broadcast(tables, as_of_ms, begin_ms)
 
 
 def served_ranks(
@@ -89,7 +98,7 @@ def served_ranks(
     moments: Moments,
     embeddings: Floats | None,
     staleness: npt.NDArray[np.floating],
-    sent: Broadcast | None,
+    sent: Sent | None,
 ) -> Ranks:
     """(Q,) ranks of what a device serves, both models fused and the table it had added, by the bundle's α and β.
 

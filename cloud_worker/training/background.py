@@ -70,7 +70,7 @@ class Background:
                 raise TrainingError("training was stopped")
             run.on_progress(Progress("live index", done, total))
 
-        rows = np.flatnonzero(snapshots.valid)
+        rows = np.flatnonzero(snapshots.judged)
         if len(rows) > LIVE_TRIALS:
             rows = np.sort(run.generator("live").choice(rows, LIVE_TRIALS, replace=False))
         users, positions = snapshots.users[rows], snapshots.positions[rows]

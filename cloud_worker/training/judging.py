@@ -92,7 +92,7 @@ class _Seen(NamedTuple):
     Attributes
     ----------
     at
-        Snapshots of the period, and ``every`` moment at them; ``now`` is what the cloud would send there.
+        Snapshots that are judged, and ``every`` moment at them; ``now`` is what the cloud would send there.
     pairs
         Their moments, their data, and what the calibrator makes of their stale embeddings.
     """
@@ -113,8 +113,8 @@ class _Seen(NamedTuple):
 
 
 def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
-    at = np.flatnonzero(bench.snapshots.valid)
-    pairs = pairs_of(bench.snapshots, run.options.calibrator.largest_gap, valid=True)
+    at = np.flatnonzero(bench.snapshots.judged)
+    pairs = pairs_of(bench.snapshots, run.options.calibrator.largest_gap, judged=True)
     draw = run.generator("pairs")
     if len(pairs) > MOST_PAIRS:
         pairs = pairs.take(np.sort(draw.choice(len(pairs), MOST_PAIRS, replace=False)))
@@ -172,7 +172,7 @@ def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
 
 def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
     """The learned λ of LSC4Rec, over lists (of every moment) that are up to `GAP` interactions old."""
-    listed = seen.bench.snapshots.valid[seen.pairs.stale]
+    listed = seen.bench.snapshots.judged[seen.pairs.stale]  # lists were made at every moment, and not before
     near = seen.pairs.take(listed & (seen.data.gap > 0) & (seen.data.gap <= GAP))
     served = Pairs(np.concatenate([seen.at, near.stale]), np.concatenate([seen.at, near.fresh]))
     taken = lists.take(np.searchsorted(seen.at, served.stale))
@@ -194,7 +194,7 @@ def _choose_betas(seen: _Seen, fusion: _Fusion, told: Told) -> _Betas:
     each = [np.full(len(every), weight) for weight in WEIGHTS]
     fresh = told.ranks(catalogue, every, seen.now, fusion.fresh_alpha, each)
     alone = told.ranks(catalogue, every, None, 0.0, each)
-    # What a table gives without an embedding, a refresh takes away again only where that is more than noise.
+    # What a table gives without an embedding, a refresh takes away again only where more than noise asks for it.
     alone_beta, best_beta = best_alpha(alone, WEIGHTS), best_alpha(fresh, WEIGHTS)
     fresh_beta = as_good_nearest_to(alone_beta, best_beta, fresh, every.users, WEIGHTS)
     tried = [between(fresh_beta, stale, fusion.staleness.predicted) for stale in WEIGHTS]

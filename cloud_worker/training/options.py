@@ -67,8 +67,9 @@ class MomentOptions:
 class CalibratorOptions:
     """How the calibrator is distilled.
 
-    ``steps`` are batches: short histories make few pairs, and an epoch over them is soon done. ``final_steps`` follow
-    when the networks have gone on over the validation period.
+    ``steps`` are batches: short histories make few pairs, and an epoch over them is soon done; of long ones it may be
+    less than two. On the validation periods of ML-100K and Beauty 500 are as good as twice as many and better than four
+    times. ``final_steps`` follow when the networks have gone on over the validation period; how many was not studied.
     """
 
     hidden: int = 128
@@ -134,7 +135,7 @@ def with_srm(options: TrainOptions, kind: str) -> TrainOptions:
 
 
 def in_a_hurry(options: TrainOptions) -> TrainOptions:
-    """Options for a first demo: a third of the work, no controls."""
+    """Options for a first demo: less than half of the work, no controls."""
     return replace(
         options,
         quick=True,

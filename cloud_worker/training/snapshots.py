@@ -1,8 +1,9 @@
 """Which moments of which users the cloud model is asked about, and the pairs (stale, fresh) among them.
 
-A snapshot is a user and a position p: what the cloud would send after p interactions. Snapshots lie in chains along a
-user's history, where every two of them make a pair with another gap. Encoding a profile is what training costs most,
-so only some users' are; the others' are represented by a stand-in (`cloud_worker.training.text.stand_ins`).
+A snapshot is a user and a position p: what the cloud would send after p interactions. Those of the training period lie
+in chains along a user's history, those of the validation period in stretches, and some earlier ones come with each
+stretch; every two of a user make a pair. Encoding a profile is what training costs most, so only some users' are; the
+others' are represented by a stand-in (`cloud_worker.training.text.stand_ins`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Snapshots:
         (S,) by user, then by position.
     valid
         (S,) what comes next lies in the validation period.
+    judged
+        (S,) the same, and models are judged at what comes next; at the others they only make a stale embedding.
     encoded
         (S,) the profile text is really encoded.
     """
@@ -39,15 +42,16 @@ class Snapshots:
     users: Ints
     positions: Ints
     valid: npt.NDArray[np.bool_]
+    judged: npt.NDArray[np.bool_]
     encoded: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, users: Ints, positions: Ints) -> Snapshots:
-        """Moments of users and positions (Q,), each once; all count as encoded and as of the later period."""
+        """Moments of users and positions (Q,), each once; all count as encoded, and are judged."""
         wide = int(positions.max(initial=0)) + 1
         keys = np.unique(users * wide + positions)
         every = np.ones(len(keys), np.bool_)
-        return cls(keys // wide, keys % wide, every, every)
+        return cls(keys // wide, keys % wide, every, every, every)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -59,7 +63,8 @@ class Snapshots:
 
     def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Snapshots:
         """Some of them."""
-        return Snapshots(self.users[rows], self.positions[rows], self.valid[rows], self.encoded[rows])
+        flags = (each[rows] for each in (self.valid, self.judged, self.encoded))
+        return Snapshots(self.users[rows], self.positions[rows], *flags)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,10 @@ class Pairs:
 def choose(
     histories: Histories, options: MomentOptions, characters_each: float, generator: np.random.Generator
 ) -> Snapshots:
-    """Draw users at random and lay chains along their histories, until the numbers of `options` are reached.
+    """Draw users at random and lay stretches and chains along their histories, until there are as many as wanted.
 
-    Those of the training period end in the later half of it, where the live index knows as much as it will in service.
+    Chains end in the later half of the training period, where the live index knows as much as it will in service. What
+    comes before a stretch is extra.
 
     Parameters
     ----------
@@ -93,16 +99,26 @@ def choose(
     early = np.zeros(histories.n_users, np.int64)
     np.add.at(early, histories.owners, histories.times_ms < middle_ms)
     scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
-    valid = _stretches(histories, options.valid, options.valid_stretch, generator)
-    train = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
+    judged: dict[tuple[int, int], bool] = {}
     encoded: dict[tuple[int, int], bool] = {}
-    for drawn, most in ((train, options.encoded_train), (valid, options.encoded_valid)):
-        for index, row in enumerate(drawn):
-            encoded[row] = encoded.get(row, False) or index < scale * most
+    many = 0
+    for user, before, stretch in _stretches(histories, options.valid, options.valid_stretch, generator):
+        for position in (*before, *stretch):
+            judged[user, position] = position in stretch
+            encoded[user, position] = many < scale * options.encoded_valid
+        many += len(stretch)
+    chains = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
+    for index, row in enumerate(chains):
+        encoded[row] = encoded.get(row, False) or index < scale * options.encoded_train
     rows = sorted(encoded)
     users, positions = np.array(rows, np.int64).reshape(-1, 2).T
-    later = positions >= histories.trained[users]
-    return Snapshots(users, positions, later, np.array([encoded[row] for row in rows], np.bool_))
+    return Snapshots(
+        users,
+        positions,
+        positions >= histories.trained[users],
+        np.array([judged.get(row, False) for row in rows], np.bool_),
+        np.array([encoded[row] for row in rows], np.bool_),
+    )
 
 
 def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.random.Generator) -> list[tuple[int, int]]:
@@ -129,37 +145,36 @@ def _chains(histories: Histories, earliest: Ints, budget: int, generator: np.ran
 
 def _stretches(
     histories: Histories, budget: int, stretch: int, generator: np.random.Generator
-) -> list[tuple[int, int]]:
-    """(user, position) in the validation period, user by user in random order: every position of a stretch.
+) -> list[tuple[int, list[int], range]]:
+    """Users in random order, positions `BEFORE` a stretch of the validation period, and all positions of the stretch.
 
-    A choice among the positions would not do: the first one of a visit is harder than those that follow it. With each
-    stretch come positions `BEFORE` it, which mostly lie in the training period: few histories are long enough in the
-    validation period alone for the gaps that devices will have. They do not count towards the budget.
+    A choice among the positions would not do: the first one of a visit is harder than those that follow it. What comes
+    before mostly lies in the training period: few histories are long enough in the validation period alone for the gaps
+    that devices will have.
     """
-    chosen: list[tuple[int, int]] = []
-    drawn = 0
+    chosen: list[tuple[int, list[int], range]] = []
+    many = 0
     lengths = histories.lengths
     for user in generator.permutation(np.flatnonzero(lengths > np.maximum(histories.trained, 1))):
         first, end = max(int(histories.trained[user]), 1), int(lengths[user])
         first = int(generator.integers(first, max(first, end - stretch) + 1))
-        end = min(end, first + stretch)
-        before = [first - back for back in reversed(BEFORE) if back < first]
-        chosen += [(int(user), position) for position in (*before, *range(first, end))]
-        drawn += end - first
-        if drawn >= budget:
+        positions = range(first, min(end, first + stretch))
+        chosen.append((int(user), [first - back for back in reversed(BEFORE) if back < first], positions))
+        many += len(positions)
+        if many >= budget:
             break
     return chosen
 
 
-def pairs_of(snapshots: Snapshots, largest_gap: int, *, valid: bool) -> Pairs:
-    """All pairs with 1 <= gap <= `largest_gap` whose fresh snapshot lies in the period that `valid` names.
+def pairs_of(snapshots: Snapshots, largest_gap: int, *, judged: bool) -> Pairs:
+    """All pairs with 1 <= gap <= `largest_gap` whose fresh snapshot is judged, or else lies in the training period.
 
-    The stale one may lie in the training period all the same: then the networks have been trained on what came next,
-    as those that are served have been on everything before the test period.
+    The stale one of a judged pair may lie in the training period all the same. The networks have been trained on what
+    came next to it then, as those that are served have been for embeddings from before the test period.
     """
     stale: list[int] = []
     fresh: list[int] = []
-    for index in np.flatnonzero(snapshots.valid == valid):
+    for index in np.flatnonzero(snapshots.judged if judged else ~snapshots.valid):
         before = index - 1
         while before >= 0 and snapshots.users[before] == snapshots.users[index]:
             gap = snapshots.positions[index] - snapshots.positions[before]

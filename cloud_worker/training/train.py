@@ -190,7 +190,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     formula, live_scores, live_values = background.live.result()
     answers = _answers(run, networks, snapshots, stand_ins, profiles, live_scores)
 
-    at = np.flatnonzero(snapshots.valid)
+    at = np.flatnonzero(snapshots.judged)
     every = evaluate.Moments.without_states(
         histories, snapshots.users[at], snapshots.positions[at], exclude_seen=run.exclude_seen
     )
@@ -199,7 +199,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     run.on_progress(Progress("choosing the blend", 1, 1, f"live {blend.live:.2f}, text {blend.text:.2f}"))
     embeddings = fitted(answers, space, blend, lambda done, total: run.on_progress(Progress("fitting", done, total)))
 
-    pairs = pairs_of(snapshots, options.calibrator.largest_gap, valid=False)
+    pairs = pairs_of(snapshots, options.calibrator.largest_gap, judged=False)
     train = np.flatnonzero(~snapshots.valid)
     with_fresh = Pairs(np.concatenate([pairs.stale, train]), np.concatenate([pairs.fresh, train]))
     bench = make_bench(
@@ -253,7 +253,7 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
         decay=options.recency_decay,
         standard=(first.bench.phi_mean, first.bench.phi_scale),
     )
-    every = [pairs_of(snapshots, options.calibrator.largest_gap, valid=valid) for valid in (False, True)]
+    every = [pairs_of(snapshots, options.calibrator.largest_gap, judged=judged) for judged in (False, True)]
     pairs = Pairs(np.concatenate([p.stale for p in every]), np.concatenate([p.fresh for p in every]))
     repair = copy.deepcopy(first.repair)
     generator = run.generator("calibrator to the end")
@@ -269,7 +269,7 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     run.seed_torch("distilled head")
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
-    train, at = np.flatnonzero(~snapshots.valid), np.flatnonzero(snapshots.valid)
+    train, at = np.flatnonzero(~snapshots.valid), np.flatnonzero(snapshots.judged)
     _distil(run, "distilled head", head, first.bench, Pairs(train, train), options.calibrator.steps, generator)
     moments = first.bench.moments(at)
     guessed = calibration.apply(head, first.bench.data(Pairs(at, at)))

@@ -13,7 +13,7 @@ from cloud_worker.training.metrics import auc, expected_calibration_error, ranks
 from cloud_worker.training.options import (
     MomentOptions,
 )
-from cloud_worker.training.snapshots import BEFORE, Snapshots, choose, pairs_of
+from cloud_worker.training.snapshots import BEFORE, Snapshots, _chains, _stretches, choose, pairs_of
 
 # --- data
 
@@ -52,44 +52,73 @@ def test_moments_asked_for_are_looked_at_once_and_found_again():
 
 
 def test_snapshots_never_look_past_their_period(histories):
-    snapshots = choose(histories, MomentOptions(train=60, valid=40), 100.0, np.random.default_rng(1))
+    options = MomentOptions(train=60, valid=40)
+    snapshots = choose(histories, options, 100.0, np.random.default_rng(1))
     trained = histories.trained[snapshots.users]
     assert (snapshots.positions >= 1).all()
-    assert (snapshots.positions[~snapshots.valid] < trained[~snapshots.valid]).all()
-    assert (snapshots.positions[snapshots.valid] >= trained[snapshots.valid]).all()
     assert (snapshots.positions < histories.lengths[snapshots.users]).all()
-    assert snapshots.valid.any()
+    np.testing.assert_array_equal(snapshots.valid, snapshots.positions >= trained)
     assert (~snapshots.valid).sum() >= 60
+    stretches = _stretches(histories, options.valid, options.valid_stretch, np.random.default_rng(1))
+    wanted = sorted((user, position) for user, _, stretch in stretches for position in stretch)
+    at = np.flatnonzero(snapshots.judged)
+    assert list(zip(snapshots.users[at].tolist(), snapshots.positions[at].tolist(), strict=True)) == wanted
+    assert snapshots.valid[at].all()
+
+
+def test_chains_stay_in_the_training_period(histories):
+    chains = np.array(_chains(histories, histories.trained - 1, 60, np.random.default_rng(1)))
+    assert len(chains) >= 60
+    assert (chains[:, 1] >= 1).all()
+    assert (chains[:, 1] < histories.trained[chains[:, 0]]).all()
+
+
+def test_what_is_judged_does_not_depend_on_how_much_is_trained_on(histories):
+    few, many = (
+        choose(histories, MomentOptions(train=train, valid=40), 100.0, np.random.default_rng(1)) for train in (10, 90)
+    )
+    assert len(many) > len(few)
+    np.testing.assert_array_equal(many.users[many.judged], few.users[few.judged])
+    np.testing.assert_array_equal(many.positions[many.judged], few.positions[few.judged])
+
+
+def test_as_many_of_each_period_are_encoded_as_wanted(histories):
+    options = MomentOptions(train=60, valid=60, valid_stretch=4, encoded_train=20, encoded_valid=10)
+    snapshots = choose(histories, options, 100.0, np.random.default_rng(1))
+    assert 10 <= (snapshots.encoded & snapshots.judged).sum() < 14, "whole stretches"
+    assert 20 <= (snapshots.encoded & ~snapshots.judged).sum() < 40, "and what comes before them"
+    poor = choose(histories, dataclasses.replace(options, characters=1_000), 100.0, np.random.default_rng(1))
+    assert poor.encoded.sum() < snapshots.encoded.sum() / 2
 
 
 def test_pairs_are_of_one_user_with_a_positive_gap_and_their_moment_is_in_the_period(histories):
     snapshots = choose(histories, MomentOptions(train=60, valid=40), 100.0, np.random.default_rng(1))
-    for valid in (False, True):
-        pairs = pairs_of(snapshots, 20, valid=valid)
+    for judged in (False, True):
+        pairs = pairs_of(snapshots, 20, judged=judged)
         gap = snapshots.positions[pairs.fresh] - snapshots.positions[pairs.stale]
         assert len(pairs)
         assert (snapshots.users[pairs.fresh] == snapshots.users[pairs.stale]).all()
         assert ((gap >= 1) & (gap <= 20)).all()
-        assert (snapshots.valid[pairs.fresh] == valid).all()
-        assert valid or not snapshots.valid[pairs.stale].any()
+        assert (snapshots.judged[pairs.fresh] == judged).all()
+        assert judged or not (snapshots.valid[pairs.fresh] | snapshots.valid[pairs.stale]).any()
 
 
 def test_short_histories_make_pairs_too():
     """Four interactions each: wherever a chain ends, it goes back as far as there is something."""
     users, times = np.tile(np.arange(40), 4), np.repeat(np.arange(4), 40) * 60_000
     histories = make_histories(users, np.zeros(160, int), times, 30, valid_start_ms=4 * 60_000)
-    snapshots = choose(histories, MomentOptions(train=200, valid=0), 100.0, np.random.default_rng(1))
-    pairs = pairs_of(snapshots, 96, valid=False)
-    assert len(np.unique(snapshots.users[pairs.fresh])) > 30
+    snapshots = choose(histories, MomentOptions(train=40, valid=0), 100.0, np.random.default_rng(1))
+    pairs = pairs_of(snapshots, 96, judged=False)
+    assert len(np.unique(snapshots.users[pairs.fresh])) >= 15
 
 
 def test_stale_embeddings_of_the_validation_period_are_as_old_as_devices_will_have_them():
-    """Users with one interaction there had 63 before it: all gaps but one come from the training period."""
+    """Users with one interaction there had 63 before it: all gaps come from the training period."""
     users, times = np.tile(np.arange(12), 64), np.repeat(np.arange(64), 12) * 60_000
     histories = make_histories(users, np.zeros(768, int), times, 30, valid_start_ms=63 * 60_000)
     snapshots = choose(histories, MomentOptions(train=1, valid=12), 100.0, np.random.default_rng(1))
-    assert snapshots.valid.sum() == 12
-    pairs = pairs_of(snapshots, 96, valid=True)
+    assert snapshots.judged.sum() == 12
+    pairs = pairs_of(snapshots, 96, judged=True)
     gaps = snapshots.positions[pairs.fresh] - snapshots.positions[pairs.stale]
     of_most = [user for user in range(12) if ((snapshots.users == user) & ~snapshots.valid).sum() == len(BEFORE)]
     assert len(of_most) >= 6

@@ -133,16 +133,17 @@ def test_fusion_is_z_scores_and_a_constant_has_no_say():
 
 
 def test_best_alpha_is_the_one_with_the_best_ranks_around_it():
-    lucky = np.array([[50, 50], [1, 2], [50, 50], [3, 4], [2, 3], [3, 4]])
-    assert fusion.best_alpha(lucky, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)) == 0.5
+    lucky = np.array([[50, 50], [50, 50], [1, 2], [50, 50], [50, 50], [3, 4], [2, 3], [3, 4], [4, 5]])
+    assert fusion.best_alpha(lucky, tuple(range(9))) == 6
     assert fusion.best_alpha(np.array([[1, 2], [1, 2]]), (0.1, 0.2)) == 0.1
     assert fusion.best_alpha(np.zeros((3, 0), int), (0.2, 0.3, 0.4)) == 0.3
 
 
-def test_the_first_of_all_alphas_is_not_favoured():
-    """It has one neighbour; counted twice instead, it would win here."""
-    near = np.array([[4, 3, 3], [3, 3, 3], [3, 4, 3], [9, 9, 9]])
-    assert fusion.best_alpha(near, (0.1, 0.2, 0.3, 0.4)) == 0.2
+@pytest.mark.parametrize("peak", [0.4, 0.6, 1.4, 3.6, 6.4, 6.6, 7.4])
+def test_best_alpha_finds_the_top_of_a_smooth_curve_also_near_its_ends(peak):
+    firsts = np.rint(5_000 - 60 * np.square(np.arange(8) - peak)).astype(int)
+    ranks = np.where(np.arange(10_000) < firsts[:, None], 1, 10**6)
+    assert fusion.best_alpha(ranks, tuple(range(8))) == round(min(peak, 7))
 
 
 def test_of_weights_as_good_as_the_best_one_the_nearest_to_what_is_wanted():
@@ -150,13 +151,20 @@ def test_of_weights_as_good_as_the_best_one_the_nearest_to_what_is_wanted():
     a_little_worse = np.array([2, 1, 2, 1, 2, 1, 2, 2])
     ranks = np.array([np.tile([1, 2], 4), a_little_worse, np.full(8, 9), np.tile([1, 2], 4)])
 
-    def nearest(wanted, best=0.0, users=users):
-        return fusion.as_good_nearest_to(wanted, best, ranks, users, weights)
+    def nearest(wanted):
+        return fusion.as_good_nearest_to(wanted, 0.0, ranks, users, weights)
 
     assert nearest(0.1) == 0.1, "its loss is noise"
     assert nearest(0.0) == 0.0
     assert nearest(0.22) == 0.3, "0.2 is clearly worse"
     assert fusion.as_good_nearest_to(1.0, 0.1, ranks[:, :0], users[:0], weights) == 0.1
+
+
+@pytest.mark.parametrize(("for_the_best", "for_the_other", "taken"), [(5, 3, 1.0), (6, 2, 0.0)])
+def test_as_good_is_what_loses_no_more_than_one_standard_error(for_the_best, for_the_other, taken):
+    """Of eight equal differences five less three lose 2 / √8 = 0.7 standard errors, six less two 4 / √8 = 1.4."""
+    says = np.repeat([1, 2], [for_the_best, for_the_other])
+    assert fusion.as_good_nearest_to(1.0, 0.0, np.array([says, 3 - says]), np.arange(8), (0.0, 1.0)) == taken
 
 
 def test_what_one_user_says_often_counts_once():
