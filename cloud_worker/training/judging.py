@@ -175,7 +175,9 @@ def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
     listed = seen.bench.snapshots.judged[seen.pairs.stale]  # lists were made at every moment, and not before
     near = seen.pairs.take(listed & (seen.data.gap > 0) & (seen.data.gap <= GAP))
     served = Pairs(np.concatenate([seen.at, near.stale]), np.concatenate([seen.at, near.fresh]))
-    taken = lists.take(np.searchsorted(seen.at, served.stale))
+    places = np.searchsorted(seen.at, served.stale)
+    assert np.array_equal(seen.at[places], served.stale)
+    taken = lists.take(places)
     return best_weight(seen.bench.catalogue, seen.bench.moments(served.fresh), taken)
 
 
