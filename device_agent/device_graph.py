@@ -114,7 +114,7 @@ def build_graph(
     recent = "recent"
     if "recent_after" in outputs:
         recent = _present_age(g, d)
-    found = {"staleness": _staleness(g, tensors, recent, has)}
+    found = {"staleness": _staleness(g, tensors, recent)}
     found["calibrated"] = _calibrated(g, tensors, embedding, recent)
     tables = FusionTables.of(bundle)
     _check_range(bundle, tables)
@@ -154,14 +154,16 @@ def write_graph(bundle: Bundle, path: Path, **options: Any) -> onnx.ModelProto:
 # Model parts
 
 
-def _staleness(g: Nodes, tensors: Mapping[str, Floats], recent: str, has: str) -> str:
-    """(R, 1) s as in `device_agent.staleness`, 1 without an embedding."""
+def _staleness(g: Nodes, tensors: Mapping[str, Floats], recent: str) -> str:
+    """(R, 1) s as in `device_agent.staleness`, 0 at gap 0 and 1 without an embedding."""
     weight, bias = folded(tensors, "staleness")
     unread = np.zeros((tensors["item_vectors"].shape[1] + 2, len(weight)))  # reading all saves a node that cuts φ out
     inner = g("Tanh", g("Gemm", recent, g.const(np.concatenate([unread, weight.T])), g.const(bias)))
     second, second_bias = tensors["staleness.2.weight"].T, tensors["staleness.2.bias"]
     s = g("Sigmoid", g("Gemm", inner, g.const(second), g.const(second_bias)))
-    return g("Where", has, s, g.const(1))
+    zero = g.const(0, np.int64)
+    lacking = g("Cast", g("Less", "gap", zero), to=TensorProto.FLOAT)
+    return g("Where", g("Greater", "gap", zero), s, lacking)
 
 
 def _calibrated(g: Nodes, tensors: Mapping[str, Floats], embedding: str, recent: str) -> str:

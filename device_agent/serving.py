@@ -134,9 +134,7 @@ class NumpyServing:
         has = pairs.gap[:, 0] >= 0
         lacking = None if np.count_nonzero(has) == len(has) else ~has
         phi = pairs.recent[:, self._phi]
-        staleness = self._staleness(phi)
-        if lacking is not None:
-            staleness[lacking] = 1
+        staleness = self._staleness(phi, pairs.gap[:, 0])
         known = None if lacking is None else has
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, known, staleness)
         added = None if table is None else self._added(queries, pairs, table, staleness)
@@ -154,7 +152,7 @@ class NumpyServing:
     def scores(self, pairs: Pairs, table: NeighbourTable | None = None) -> Floats:
         """(R, C or N) fused scores with what the table adds, -inf where an item is not to be ranked."""
         has = pairs.gap[:, 0] >= 0
-        staleness = self._staleness(pairs.recent[:, self._phi], has)
+        staleness = self._staleness(pairs.recent[:, self._phi], pairs.gap[:, 0])
         queries = self._ranker.queries(self.calibrated(pairs), pairs.hidden, has, staleness)
         added = None if table is None else self._added(queries, pairs, table, staleness)
         if self.ranking == "catalogue":

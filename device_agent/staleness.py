@@ -23,7 +23,8 @@ The last item is the last one of the bundle; interactions with items outside of 
 an embedding φ is zero. How φ is computed is in `device_agent.signals`.
 
 Staleness s is the sigmoid of a head over them (`device_agent.signal_head`): how likely a fresh embedding would put what
-comes next clearly higher than the cached one does, as it is. Reliability is 1 - s; without an embedding s = 1. What the
+comes next clearly higher than the cached one does, as it is. Reliability is 1 - s; at gap 0 the cached embedding is the
+fresh one, so s = 0 whatever a head would say, and without an embedding s = 1. What the
 device can repair itself is not left out: that is `device_agent.worth`.
 
 Source: SCaLRec (arXiv 2601.22543), "reliability of cached semantics": a reconstruction from the abstract.
@@ -53,6 +54,7 @@ CLOUD_DEVIATION: Final = PHI.index("cloud_deviation")
 SRM_DEVIATION: Final = PHI.index("srm_deviation")
 SURPRISE: Final = PHI.index("surprise")
 LOG_COUNT: Final = PHI.index("log_count")
+_ZERO: Final = np.int64(0)
 
 
 class StalenessModel:
@@ -61,9 +63,9 @@ class StalenessModel:
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
         self._logit = SignalHead(tensors, "staleness")
 
-    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
-        """(...) staleness in [0, 1] from φ (..., P); 1 where there is no embedding. None: all have one."""
+    def __call__(self, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
+        """(...) staleness in [0, 1] from φ (..., P); gaps (...) are below 0 where there is no embedding."""
         s: Floats = expit(self._logit(phi))
-        if has_embedding is not None:
-            s[~has_embedding] = 1
+        if np.count_nonzero(gap > _ZERO) < gap.size:
+            s = np.where(gap > _ZERO, s, (gap < _ZERO).astype(np.float32))
         return s

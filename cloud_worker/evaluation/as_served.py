@@ -130,7 +130,7 @@ class AsServed:
             bench = replace(bench, embeddings=embeddings)
         if len(rows):
             data = bench.data(pairs)
-            staleness[rows] = staleness_of(self.head, data.phi)
+            staleness[rows] = staleness_of(self.head, data)
             repaired = calibrator.apply(self.repair, data)
             served = bench.moments(pairs.fresh)
             ranks[rows] = self._ranks(served, repaired, staleness[rows], some.trends_as_of_ms)

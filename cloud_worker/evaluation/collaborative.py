@@ -217,7 +217,7 @@ def _serve(
     is calibrated is shown with its own SRM alone.
     """
     data = period.bench.data(pairs)
-    s = period.staleness(data.phi)
+    s = period.staleness(data)
     parts: dict[str, list[Ranks]] = {}
     disagreed = [np.zeros(0)]
     for block in blocks(device.catalogue, device.moments, lists):

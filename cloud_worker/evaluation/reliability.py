@@ -146,7 +146,7 @@ def sample(
         on_gap(len(parts), len(gaps))
         able, pairs = period.pairs(gap)
         data, moments = bench.data(pairs), bench.moments(pairs.fresh)
-        s, told = period.staleness(data.phi), None if sent is None else sent.take(able)
+        s, told = period.staleness(data), None if sent is None else sent.take(able)
         alone = evaluate.ranks(bench.catalogue, moments, data.fresh, fresh_alpha)
         stale = evaluate.ranks(bench.catalogue, moments, data.stale, fresh_alpha)
         served = partial(served_ranks, period.bundle, bench.catalogue, moments, sent=told)

@@ -101,7 +101,7 @@ def columns(
         data, moments = bench.data(pairs), bench.moments(pairs.fresh)
         fresh_alpha = float(period.alpha(np.zeros(1))[0])
         repaired = calibrator.apply(period.repair, data)
-        alpha = period.alpha(period.staleness(data.phi))
+        alpha = period.alpha(period.staleness(data))
         cloud, stale, weighed = evaluate.ranks_for_alphas(
             bench.catalogue, moments, data.stale, (1.0, fresh_alpha, alpha)
         )

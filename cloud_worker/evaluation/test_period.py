@@ -20,6 +20,7 @@ from cloud_worker.encoder import Encoder
 from cloud_worker.evaluation.drawn import draw_moments
 from cloud_worker.training import calibrator
 from cloud_worker.training.bench import Bench
+from cloud_worker.training.calibrator import CalibrationData
 from cloud_worker.training.data import Histories, Ints
 from cloud_worker.training.fusion import between
 from cloud_worker.training.networks import Answers, Networks, fitted
@@ -100,9 +101,9 @@ class TestPeriod:
         able, stale = _bearing(positions, gap, nearest=nearest)
         return able, Pairs(snapshots.find(users[able], stale), self.moments[able])
 
-    def staleness(self, phi: Floats) -> npt.NDArray[np.float64]:
-        """(Q,) s from standardised φ (Q, P), by the bundle's head."""
-        return staleness_of(self.head, phi)
+    def staleness(self, data: CalibrationData) -> npt.NDArray[np.float64]:
+        """(Q,) s of moments, by the bundle's head."""
+        return staleness_of(self.head, data)
 
     def worth(self, phi: Floats) -> npt.NDArray[np.float64]:
         """(Q,) w from standardised φ (Q, P), by the bundle's head."""
@@ -113,9 +114,9 @@ class TestPeriod:
         return alpha_of(self.bundle, staleness)
 
 
-def staleness_of(head: SignalHead, phi: Floats) -> npt.NDArray[np.float64]:
-    """(Q,) s from standardised φ (Q, P)."""
-    return np.asarray(expit(head.values(phi)), np.float64)
+def staleness_of(head: SignalHead, data: CalibrationData) -> npt.NDArray[np.float64]:
+    """(Q,) s of moments; 0 at gap 0, where the cached embedding is the fresh one."""
+    return np.where(data.gap > 0, expit(head.values(data.phi)), 0.0)
 
 
 def alpha_of(bundle: Bundle, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

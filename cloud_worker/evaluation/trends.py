@@ -68,7 +68,7 @@ def columns(period: TestPeriod, sent: Broadcast, gaps: Sequence[int], *, seed: i
         _, pairs = period.pairs(gap, nearest=True)
         data = bench.data(pairs)
         repaired = calibrator.apply(period.repair, data)
-        ranks = independent | _by_addition(CALIBRATED, period, moments, repaired, period.staleness(data.phi), sent)
+        ranks = independent | _by_addition(CALIBRATED, period, moments, repaired, period.staleness(data), sent)
         found.append(Column(gap, moments.users, repeated(moments), {name: ranks[name] for name in METHODS}, seed))
     on_done(len(gaps), len(gaps))
     return found

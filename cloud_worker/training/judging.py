@@ -152,7 +152,7 @@ def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
     fresh_ranks = evaluate.ranks(catalogue, moments, data.fresh, fresh_alpha)
     stale_ranks = evaluate.ranks(catalogue, moments, data.stale, fresh_alpha)
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
-    staleness = reliability.fit(data.phi, was_stale, moments.users, run.options.heads, run.options.seed)
+    staleness = reliability.fit(data.phi, data.gap, was_stale, moments.users, run.options.heads, run.options.seed)
     choices = [between(fresh_alpha, alpha, staleness.predicted) for alpha in STALE_GRID]
     repaired = evaluate.ranks_for_alphas(catalogue, moments, seen.repaired, choices)
     stale_alpha = best_alpha(repaired, STALE_GRID)

@@ -5,7 +5,7 @@
 The label of a moment compares two ranks of the next item, under the fused scores: with the embedding that the device
 has, and with the one that the cloud would send now. The embedding was **stale** if the fresh one lifts the item
 clearly: its discounted gain grows by more than `CLEARLY`. How much of that the device can repair itself is another
-question, which `cloud_worker.training.worth` answers.
+question, which `cloud_worker.training.worth` answers. At gap 0 both embeddings are one, and s is 0.
 
 Predictions across folds of users are Platt-scaled (Platt 1999), and the scale is folded into the last layer. Source:
 SCaLRec (arXiv 2601.22543), reliability of cached semantics: a reconstruction from the abstract; the label is ours.
@@ -27,6 +27,7 @@ from cloud_worker.training.signal_head import SignalHead, across_users, train_he
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 CLEARLY: Final = 0.02
 """Gain 1 / log2(1 + rank): from rank 30 to 26, from 10 to 9, from 1000 to 300."""
@@ -51,34 +52,42 @@ class Fitted:
     head
         Trained on everything.
     predicted
-        (Q,) staleness of each moment by a head that did not see its user, Platt-scaled.
+        (Q,) staleness of each moment by a head that did not see its user, Platt-scaled; 0 at gap 0.
     """
 
     head: SignalHead
     predicted: npt.NDArray[np.float64]
 
 
-def fit(phi: Floats, labels: Bools, users: npt.NDArray[np.integer], options: HeadOptions, seed: int) -> Fitted:
+def fit(
+    phi: Floats, gaps: Ints, labels: Bools, users: npt.NDArray[np.integer], options: HeadOptions, seed: int
+) -> Fitted:
     """Train the head.
 
     Parameters
     ----------
     phi
         (Q, P) standardised signals.
+    gaps
+        (Q,) moments of gap 0 are no part of it: there s is 0.
     labels
         (Q,) of `pays`.
     users
         (Q,) whose moment it is.
     """
+    aged = gaps > 0
+    x, y = phi[aged], labels[aged]
 
     def train(rows: Bools) -> SignalHead:
-        return train_head(phi[rows], labels[rows], binary_cross_entropy_with_logits, options, seed)
+        return train_head(x[rows], y[rows], binary_cross_entropy_with_logits, options, seed)
 
-    logits = across_users(train, phi, users)
-    slope, offset = _platt(logits, labels)
-    head = train(np.ones(len(phi), np.bool_))
+    logits = across_users(train, x, users[aged])
+    slope, offset = _platt(logits, y)
+    head = train(np.ones(len(x), np.bool_))
     head.rescale(slope, offset)
-    return Fitted(head, expit(slope * logits + offset))
+    predicted = np.zeros(len(phi))
+    predicted[aged] = expit(slope * logits + offset)
+    return Fitted(head, predicted)
 
 
 def _platt(logits: npt.NDArray[np.float64], labels: Bools) -> tuple[float, float]:

@@ -38,7 +38,7 @@ class Signals(NamedTuple):
     """Event time since the embedding was asked for; `NEVER_MS` or more without one."""
     phi: Floats
     """(B, P) staleness signals (see `device_agent.staleness`); zero without an embedding."""
-    score: Callable[[Floats, Bools], Floats]
+    score: Callable[[Floats, Ints], Floats]
     """The bundle's staleness model, behind `staleness`."""
     gain: Callable[[Floats, Bools], Floats]
     """The bundle's model of what a refresh gains, behind `worth`."""
@@ -55,7 +55,7 @@ class Signals(NamedTuple):
     @property
     def staleness(self) -> Floats:
         """(B,) s in [0, 1]; 1 without an embedding. Computed when it is asked for: most policies do not."""
-        return self.score(self.phi, self.has_embedding)
+        return self.score(self.phi, self.gap)
 
     @property
     def worth(self) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,10 @@ def test_staleness_head_is_calibrated_across_users_and_finds_what_decides():
     phi = rng.normal(size=(6_000, len(PHI))).astype(np.float32)
     truth = 1 / (1 + np.exp(-(2.0 * phi[:, 2] - 1.5 * phi[:, 0] - 0.7)))
     labels = rng.random(6_000) < truth
-    found = reliability.fit(phi, labels, np.arange(6_000) // 20, HeadOptions(epochs=15), seed=0)
+    gaps = np.where(np.arange(6_000) % 10 == 0, 0, 3)
+    found = reliability.fit(phi, gaps, labels & (gaps > 0), np.arange(6_000) // 20, HeadOptions(epochs=15), seed=0)
+    assert not found.predicted[gaps == 0].any()
+    found, labels, truth = replace(found, predicted=found.predicted[gaps > 0]), labels[gaps > 0], truth[gaps > 0]
     assert auc(found.predicted, labels) > auc(truth, labels) - 0.02
     assert expected_calibration_error(found.predicted, labels) < 0.03
     tensors = found.head.tensors("staleness")
@@ -116,9 +121,11 @@ def test_staleness_head_is_calibrated_across_users_and_finds_what_decides():
 
 def test_staleness_head_survives_a_single_class_and_no_moments():
     phi = np.random.default_rng(0).normal(size=(50, len(PHI))).astype(np.float32)
-    found = reliability.fit(phi, np.zeros(50, bool), np.arange(50), HeadOptions(epochs=5), seed=0)
+    found = reliability.fit(phi, np.ones(50, int), np.zeros(50, bool), np.arange(50), HeadOptions(epochs=5), seed=0)
     assert np.isfinite(found.predicted).all()
-    nothing = reliability.fit(phi[:0], np.zeros(0, bool), np.zeros(0, int), HeadOptions(epochs=5), seed=0)
+    nothing = reliability.fit(
+        phi[:0], np.zeros(0, int), np.zeros(0, bool), np.zeros(0, int), HeadOptions(epochs=5), seed=0
+    )
     assert np.isfinite(nothing.head.values(phi)).all()
 
 

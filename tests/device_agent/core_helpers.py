@@ -150,6 +150,8 @@ class PlainDevice:
 
     def staleness(self, now_ms):
         t = self.t
+        if self.count == self.as_of:
+            return 0.0
         phi = (self.phi(now_ms) - t["phi.mean"]) / t["phi.scale"]
         inner = np.tanh(t["staleness.0.weight"] @ phi + t["staleness.0.bias"])
         return 1 / (1 + math.exp(-(t["staleness.2.weight"][0] @ inner + t["staleness.2.bias"][0])))

@@ -35,6 +35,7 @@ def signals(n=1, *, cos_recent=1.0, agreement=1.0, **given):
         "in_flight": False,
         "event_time_ms": 0,
     } | given
+    defaults["gap"] = np.where(defaults["has_embedding"], defaults["gap"], -1)
     hashes = np.asarray(defaults.pop("event_hash", np.arange(1, n + 1)), np.uint64)
     arrays = {name: np.broadcast_to(np.asarray(value), n) for name, value in defaults.items()}
     return Signals(phi=phi, score=MODEL, gain=WORTH, event_hash=hashes, **arrays)

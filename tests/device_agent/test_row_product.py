@@ -61,7 +61,7 @@ def test_signals_and_staleness_have_the_same_bits_in_any_wave(bundle):
         for arm in range(arms):
             writer.write_embedded(phi[:, arm], part["embedding"][:, arm])
         writer.write(phi, **part)
-        return phi, head(phi)
+        return phi, head(phi, part["gap"])
 
     whole = made(slice(None))
     assert np.isfinite(whole[0]).all()

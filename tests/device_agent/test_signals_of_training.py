@@ -110,5 +110,5 @@ def test_the_trained_heads_say_the_same_on_the_device():
     tensors = head.tensors("staleness") | head.tensors("worth") | {"phi.mean": mean, "phi.scale": scale}
     want = 1 / (1 + np.exp(-values))
     assert np.ptp(want) > 0.2
-    assert np.abs(StalenessModel(tensors)(phi) - want).max() < 1e-5
+    assert np.abs(StalenessModel(tensors)(phi, np.ones(50, np.int64)) - want).max() < 1e-5
     assert np.abs(WorthModel(tensors)(phi) - values).max() < 1e-5

@@ -123,12 +123,13 @@ def test_zero_embedding_and_zero_items_make_no_nan():
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=len(PHI), max_size=len(PHI)))
-def test_staleness_is_a_share_and_one_without_an_embedding(values):
+def test_staleness_is_a_share_none_of_a_fresh_embedding_and_one_without(values):
     model = StalenessModel(BUNDLE.device)
-    s = model(np.array([values, values], np.float32), np.array([True, False]))
-    assert np.array_equal(model(np.array([values], np.float32)), s[:1])
+    s = model(np.array([values] * 3, np.float32), np.array([1, 0, -1]))
+    assert s.dtype == np.float32
+    assert np.array_equal(model(np.array([values], np.float32), np.array([1])), s[:1])
     assert 0 <= s[0] <= 1
-    assert s[1] == 1
+    assert s[1:].tolist() == [0, 1]
 
 
 @settings(deadline=None)
