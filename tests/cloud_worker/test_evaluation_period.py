@@ -202,7 +202,8 @@ def test_reliability_pairs_gains_and_scores_belong_together(period):
         "expected gain w",
         "oracle",
     }
-    assert ((found.staleness > 0) & (found.staleness < 1)).all()
+    np.testing.assert_array_equal(found.staleness > 0, found.gap > 0)
+    assert (found.staleness < 1).all()
     assert (found.scores["1 - cos(e, m)"][found.gap == 0] == found.scores["1 - cos(e, m)"].min()).all()
 
 
