@@ -59,8 +59,8 @@ class TorchStep:
         hidden, recent = torch.from_numpy(pairs.hidden), torch.from_numpy(pairs.recent)
         embedding = torch.from_numpy(pairs.embedding).float()
         phi = (recent[:, -len(PHI) :] - self._mean) / self._scale
-        s = torch.sigmoid(self._head(phi))[:, None]
         gap = torch.from_numpy(pairs.gap[:, 0]).float()
+        s = (torch.sigmoid(self._head(phi)) * (gap > 0))[:, None]
         repaired = self._repair(embedding, recent[:, : self._d], hidden, phi, gap)
         alpha = self._alpha[0] + (self._alpha[1] - self._alpha[0]) * s
         cloud, own = (
