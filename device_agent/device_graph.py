@@ -28,7 +28,7 @@ told             f32 (R, C or N)   with ``trends`` alone: z(τ), what a neighbou
 ===============  ===============  =======================================================================
 output           type             meaning
 ===============  ===============  =======================================================================
-staleness        f32 (R, 1)        s; 1 without an embedding
+staleness        f32 (R, 1)        s; 0 at gap 0, 1 without an embedding
 rank, ranked     i32 (R, 1)        as `device_agent.ranking.Ranked`
 top              i32 (R, k)
 calibrated       f32 (R, d)       ê; means nothing without an embedding

@@ -67,7 +67,7 @@ class Served(NamedTuple):
     """What was made of them."""
 
     staleness: Floats
-    """(R, 1) s; 1 without an embedding."""
+    """(R, 1) s; 0 at gap 0, 1 without an embedding."""
     rank: Int32s
     """(R, 1) as `device_agent.ranking.Ranked.rank`."""
     ranked: Int32s

@@ -23,9 +23,9 @@ The last item is the last one of the bundle; interactions with items outside of 
 an embedding φ is zero. How φ is computed is in `device_agent.signals`.
 
 Staleness s is the sigmoid of a head over them (`device_agent.signal_head`): how likely a fresh embedding would put what
-comes next clearly higher than the cached one does, as it is. Reliability is 1 - s; at gap 0 the cached embedding is the
-fresh one, so s = 0 whatever a head would say, and without an embedding s = 1. What the
-device can repair itself is not left out: that is `device_agent.worth`.
+comes next clearly higher than the cached one does, as it is. Reliability is 1 - s. At gap 0 the cached embedding is the
+fresh one, so s = 0 whatever the head says; without an embedding s = 1. What the device can repair itself is not left
+out: that is `device_agent.worth`.
 
 Source: SCaLRec (arXiv 2601.22543), "reliability of cached semantics": a reconstruction from the abstract.
 """

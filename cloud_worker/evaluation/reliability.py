@@ -4,7 +4,7 @@ What a refresh gains is told beside what all devices have anyway: both before an
 is added, where tables are sent. Whether the embedding itself is stale, which s says, is asked without them.
 
 Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
-them: there a refresh brings the embedding that the device has, and at most the weights α and β of a fresh one.
+them: there a refresh brings the embedding that the device has, and s is 0; the head that tells w does not know that.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ Doubles = npt.NDArray[np.float64]
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
 MOST_PAIRS: Final = 4_000
-"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none."""
+"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none, where s is 0."""
 STALE_GRID: Final = (0.0, *GRID)
 """α at staleness 1, which no embedding reaches: what is judged is what α(s) comes to."""
 

@@ -54,7 +54,7 @@ class Signals(NamedTuple):
 
     @property
     def staleness(self) -> Floats:
-        """(B,) s in [0, 1]; 1 without an embedding. Computed when it is asked for: most policies do not."""
+        """(B,) s in [0, 1]; 0 at gap 0, 1 without an embedding. Computed when it is asked for: most policies do not."""
         return self.score(self.phi, self.gap)
 
     @property
