@@ -79,8 +79,9 @@ def test_a_device_arrives_at_the_state_that_the_test_period_is_judged_with(bundl
         assert not wanted
 
 
-def test_torch_onnx_and_numpy_agree_on_recorded_moments(bundle, period):
-    _, pairs = period.pairs(2)
+@pytest.mark.parametrize("gap", [0, 2])
+def test_torch_onnx_and_numpy_agree_on_recorded_moments(bundle, period, gap):
+    _, pairs = period.pairs(gap)
     found = [each for each in parity(record(period, pairs, 20)) if each.item_vectors == "float32"]
     assert {(each.one, each.other) for each in found if each.quantity == "SRM state after"} == {
         ("numpy", "ONNX"),
