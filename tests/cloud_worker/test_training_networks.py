@@ -117,17 +117,17 @@ def test_sasrecs_state_is_of_its_window_and_not_of_what_comes_later_or_padding(h
     np.testing.assert_array_equal(model.running_states(changed, users, positions), states)
 
 
-def test_sasrec_in_training_scores_an_item_by_what_came_before_it_only():
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("make", [lambda: srm.Sasrec(20, 8, window=5), lambda: srm.Din(20, 8)], ids=["sasrec", "din"])
+def test_in_training_an_item_is_scored_by_what_came_before_it_only(make, place):
     torch.manual_seed(0)
-    model = srm.Sasrec(20, 8, window=5).eval()
-    rows = torch.tensor([[1, 5, 9, 2, 7, 3]])
-    for place in range(6):
-        other = rows.clone()
-        other[0, place:] = torch.tensor([4, 11, 0, 8, 6, 13])[place:]
-        with torch.no_grad():
-            one, two = (model.before_each(each, each, model.table(), None)[0] for each in (rows, other))
-        assert torch.equal(one[:, : place + 1], two[:, : place + 1])
-        assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
+    model, rows = make().eval(), torch.tensor([[1, 5, 9, 2, 7, 3]])
+    other = rows.clone()
+    other[0, place:] = torch.tensor([4, 11, 0, 8, 6, 13])[place:]
+    with torch.no_grad():
+        one, two = (model.before_each(each, each, model.table(), None)[0] for each in (rows, other))
+    assert torch.equal(one[:, : place + 1], two[:, : place + 1])
+    assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
 
 
 @pytest.mark.parametrize("length", [1, 5, 300])
@@ -161,18 +161,6 @@ def test_din_goes_on_from_a_state_as_if_it_had_never_stopped():
         again, last = model.before_each(rows[:, 25:], rows[:, 25:], model.table(), first[:, -1])
     torch.testing.assert_close(again, before[:, 25:])
     torch.testing.assert_close(last, after[:, 25:])
-
-
-@pytest.mark.parametrize("place", range(6))
-def test_din_in_training_scores_an_item_by_what_came_before_it_only(place):
-    torch.manual_seed(0)
-    model, rows = srm.Din(20, 8).eval(), torch.tensor([[1, 5, 9, 2, 7, 3]])
-    other = rows.clone()
-    other[0, place:] = torch.tensor([4, 11, 0, 8, 6, 13])[place:]
-    with torch.no_grad():
-        one, two = (model.before_each(each, each, model.table(), None)[0] for each in (rows, other))
-    assert torch.equal(one[:, : place + 1], two[:, : place + 1])
-    assert place == 5 or not torch.allclose(one[:, place + 1 :], two[:, place + 1 :])
 
 
 def test_din_has_a_gradient_where_it_forgets_at_once_and_where_it_forgets_nothing():
