@@ -99,13 +99,12 @@ def choose(
     early = np.zeros(histories.n_users, np.int64)
     np.add.at(early, histories.owners, histories.times_ms < middle_ms)
     scale = min(1.0, options.characters / (characters_each * (options.encoded_train + options.encoded_valid)))
-    judged: dict[tuple[int, int], bool] = {}
+    judged: set[tuple[int, int]] = set()
     encoded: dict[tuple[int, int], bool] = {}
     many = 0
     for user, before, stretch in _stretches(histories, options.valid, options.valid_stretch, generator):
-        for position in (*before, *stretch):
-            judged[user, position] = position in stretch
-            encoded[user, position] = many < scale * options.encoded_valid
+        judged |= {(user, position) for position in stretch}
+        encoded |= dict.fromkeys(((user, each) for each in (*before, *stretch)), many < scale * options.encoded_valid)
         many += len(stretch)
     chains = _chains(histories, np.minimum(early, histories.trained - 1), options.train, generator)
     for index, row in enumerate(chains):
@@ -116,7 +115,7 @@ def choose(
         users,
         positions,
         positions >= histories.trained[users],
-        np.array([judged.get(row, False) for row in rows], np.bool_),
+        np.array([row in judged for row in rows], np.bool_),
         np.array([encoded[row] for row in rows], np.bool_),
     )
 

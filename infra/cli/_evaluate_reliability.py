@@ -43,8 +43,8 @@ def reliability(
         typer.Option(
             min=0,
             max=MOST_TRENDS_HOURS,
-            help="Hours of event time from one table of the broadcast to the next, at least 0.01; 0: none is sent. "
-            "The setting's.",
+            help="Hours of event time from one table of the broadcast to the next, "
+            f"at least {LEAST_TRENDS_HOURS}; 0: none is sent. The setting's.",
         ),
     ] = None,
     seed: SeedOption = 0,
