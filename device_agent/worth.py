@@ -8,6 +8,7 @@ is learned is in `cloud_worker.training.worth`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from device_agent.signal_head import SignalHead
 
 Floats = npt.NDArray[np.float32]
+_ZERO: Final = np.int64(0)
 
 
 class WorthModel:
@@ -23,9 +25,9 @@ class WorthModel:
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
         self._gain = SignalHead(tensors, "worth")
 
-    def __call__(self, phi: Floats, has_embedding: npt.NDArray[np.bool_] | None = None) -> Floats:
-        """(...) w from φ (..., P); 1, which no refresh gains, where there is no embedding. None: all have one."""
+    def __call__(self, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
+        """(...) w from φ (..., P): 0 at gap 0, and 1, which no refresh gains, without an embedding (gap below 0)."""
         w = self._gain(phi)
-        if has_embedding is not None:
-            w[~has_embedding] = 1
+        if np.count_nonzero(gap > _ZERO) < gap.size:
+            w = np.where(gap > _ZERO, w, (gap < _ZERO).astype(np.float32))
         return w

@@ -4,7 +4,7 @@ What a refresh gains is told beside what all devices have anyway: both before an
 is added, where tables are sent. Whether the embedding itself is stale, which s says, is asked without them.
 
 Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
-them: there a refresh brings the embedding that the device has, and s is 0; the head that tells w does not know that.
+them: there a refresh brings the embedding that the device has, and both s and w are 0.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def sample(
                 "gap": data.gap,
                 "users": moments.users,
                 "s": s,
-                "w": period.worth(data.phi),
+                "w": period.worth(data),
                 CALIBRATED: pays(repaired, fresh),
                 STALE: pays(stale, alone),
                 "gains": gains,

@@ -105,9 +105,9 @@ class TestPeriod:
         """(Q,) s of moments, by the bundle's head."""
         return staleness_of(self.head, data)
 
-    def worth(self, phi: Floats) -> npt.NDArray[np.float64]:
-        """(Q,) w from standardised φ (Q, P), by the bundle's head."""
-        return self.worth_head.values(phi)
+    def worth(self, data: CalibrationData) -> npt.NDArray[np.float64]:
+        """(Q,) w of moments, by the bundle's head; 0 at gap 0, where a refresh brings what is there."""
+        return np.where(data.gap > 0, self.worth_head.values(data.phi), 0.0)
 
     def alpha(self, staleness: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """(Q,) weight of the cloud in the fusion, at staleness s (Q,)."""

@@ -83,7 +83,7 @@ def refreshed(period: TestPeriod, column: Column) -> dict[str, dict[float, Inter
         By what is added to the scores, of `ADDED`, then by share, of `RATIOS`.
     """
     _, pairs = period.pairs(column.gap, nearest=True)
-    asking = period.worth(period.bench.data(pairs).phi)
+    asking = period.worth(period.bench.data(pairs))
     shares = [chosen(asking, ratio) for ratio in RATIOS]
     found = {}
     for added in ADDED:

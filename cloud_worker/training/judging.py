@@ -220,10 +220,11 @@ def _fit_worth(
     expected = expected_gains(catalogue, moments, after, before, told.said(moments))
     (after_ranks,) = told.ranks(catalogue, moments, data.fresh, fusion.fresh_alpha, [after.betas])
     realised = reliability.gain(after_ranks) - reliability.gain(betas.served_ranks)
-    worth = fit_worth(data.phi, expected, realised, moments.users, run.options.heads, run.options.seed)
+    worth = fit_worth(data.phi, data.gap, expected.gains, realised, moments.users, run.options.heads, run.options.seed)
     pays = reliability.pays(betas.served_ranks, after_ranks)
     return worth.head, {
         "worth.auc": auc(worth.predicted, pays),
+        "worth.cloud": expected.share,
         "worth.share": float(pays.mean()) if len(pays) else 0.0,
         "worth.mean": float(realised.mean()) if len(pays) else 0.0,
     }

@@ -200,8 +200,6 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     embeddings = fitted(answers, space, blend, lambda done, total: run.on_progress(Progress("fitting", done, total)))
 
     pairs = pairs_of(snapshots, options.calibrator.largest_gap, judged=False)
-    train = np.flatnonzero(~snapshots.valid)
-    with_fresh = Pairs(np.concatenate([pairs.stale, train]), np.concatenate([pairs.fresh, train]))
     bench = make_bench(
         networks,
         histories,
@@ -209,7 +207,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
         embeddings,
         exclude_seen=run.exclude_seen,
         decay=options.recency_decay,
-        pairs=with_fresh,
+        pairs=_standard_pairs(snapshots, pairs),
     )
     generator = run.generator("calibrator")
     run.seed_torch("calibrator")
@@ -229,6 +227,12 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     return _Stage(networks, answers, bench, repair, formula, blend, judged, metrics)
 
 
+def _standard_pairs(snapshots: Snapshots, pairs: Pairs) -> Pairs:
+    """Over what φ is standardised: pairs of the training period, and its snapshots just after a refresh."""
+    train = np.flatnonzero(~snapshots.valid)
+    return Pairs(np.concatenate([pairs.stale, train]), np.concatenate([pairs.fresh, train]))
+
+
 def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
     """The same networks after some epochs over both periods; what was chosen stays."""
     options, histories, snapshots = run.options, run.histories, first.bench.snapshots
@@ -244,6 +248,9 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
         first.blend,
         lambda done, total: run.on_progress(Progress("fitting again", done, total)),
     )
+    every = [pairs_of(snapshots, options.calibrator.largest_gap, judged=judged) for judged in (False, True)]
+    # The scores of networks that have gone on spread wider. For what was chosen, φ has to mean what it meant: it is
+    # standardised anew, over the moments that it was standardised over.
     bench = make_bench(
         networks,
         histories,
@@ -251,9 +258,8 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
         embeddings,
         exclude_seen=run.exclude_seen,
         decay=options.recency_decay,
-        standard=(first.bench.phi_mean, first.bench.phi_scale),
+        pairs=_standard_pairs(snapshots, every[0]),
     )
-    every = [pairs_of(snapshots, options.calibrator.largest_gap, judged=judged) for judged in (False, True)]
     pairs = Pairs(np.concatenate([p.stale for p in every]), np.concatenate([p.fresh for p in every]))
     repair = copy.deepcopy(first.repair)
     generator = run.generator("calibrator to the end")

@@ -1,15 +1,18 @@
 """What a refresh is worth: the discounted gain that it is expected to add to what the device serves without it.
 
 The device repairs much of its own drift; what only a refresh brings is what the world has learned since. One next item
-says little about which of both it is: most moments gain or lose by luck. So the head is distilled from the whole
-distribution that the fresh embedding stands for::
+says little about which of both it is: most moments gain or lose by luck. So the head is distilled from what both models
+together expect to come next::
 
-    w* = Σ_i q_i (1 / log2(1 + rank_fresh(i)) - 1 / log2(1 + rank_served(i)))      q = softmax(⟨e_fresh, v⟩ + b)
+    w* = Σ_i q_i (1 / log2(1 + rank_fresh(i)) - 1 / log2(1 + rank_served(i)))
+    q  = λ softmax(⟨e_fresh, v⟩ + b) + (1 - λ) softmax(⟨h, o⟩ + c)
 
 with ranks as a device serves: fused, what the newest neighbour table says added to both, what the user took left out,
 and *served* the calibrated embedding at its α and β. So what the broadcast tells everybody is not counted as a gain.
-The sum is over the most probable items. w = y (`cloud_worker.training.signal_head`) is fitted to w* by least squares,
-and then scaled to the gains that the moments really had, across folds of users: so that a threshold is a price.
+The cloud alone (λ = 1) would take each change of its own mind for a gain, so λ is the one under which what was really
+taken is likeliest. The sums are over the most probable items. w = y (`cloud_worker.training.signal_head`) is fitted to
+w* by least squares, and then scaled to the gains that the moments really had, across folds of users: so that a
+threshold is a price. At gap 0 a refresh brings what is there, and w is 0.
 
 Ours: SCaLRec (arXiv 2601.22543) and LSC4Rec (arXiv 2501.05647) ask by unreliability and by disagreement of ranks.
 """
@@ -21,6 +24,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 from torch.nn.functional import mse_loss
 
 from cloud_worker.training.evaluate import Added, Catalogue, Moments
@@ -31,10 +35,33 @@ from cloud_worker.training.signal_head import SignalHead, across_users, train_he
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 ITEMS: Final = 200
 """Most probable items that are looked at."""
 _LEAST_SLOPE: Final = 0.05
+_ROUNDS: Final = 200
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What refreshes of Q moments are expected to gain.
+
+    Attributes
+    ----------
+    by_model
+        (2, Q) with q that of the cloud's fresh embedding alone, and that of the SRM alone.
+    share
+        λ of the cloud.
+    """
+
+    by_model: Doubles
+    share: float
+
+    @property
+    def gains(self) -> Doubles:
+        """(Q,) w*."""
+        return np.asarray(self.share * self.by_model[0] + (1 - self.share) * self.by_model[1])
 
 
 @dataclass(frozen=True)
@@ -46,30 +73,44 @@ class Served:
     betas: Doubles
 
 
-def expected_gains(catalogue: Catalogue, moments: Moments, fresh: Served, served: Served, said: Added) -> Doubles:
-    """(Q,) w* of serving moments as they are `served`, where the cloud would send what is `fresh` now.
+def expected_gains(catalogue: Catalogue, moments: Moments, fresh: Served, served: Served, said: Added) -> Expected:
+    """w* of serving Q moments as they are `served`, where the cloud would send what is `fresh` now.
 
     Parameters
     ----------
     said
         What the newest tables say, which β weighs.
     """
-    found = np.zeros(len(moments))
+    gains, likelihoods = np.zeros((2, len(moments))), np.zeros((2, len(moments)))
     for rows, part in moments.blocks():
-        srm = standardised(part.hidden @ catalogue.srm_out.T + catalogue.srm_bias)
-        told = said(rows)
+        own = part.hidden @ catalogue.srm_out.T + catalogue.srm_bias
         raw, other = (each.embeddings[rows] @ catalogue.vectors.T + catalogue.bias for each in (fresh, served))
+        srm, told = standardised(own), said(rows)
         with_it = _scores(standardised(raw), srm, told, fresh, rows)
         without = _scores(standardised(other), srm, told, served, rows)
         if (seen := part.seen()) is not None:
-            for scores in (raw, with_it, without):
+            for scores in (raw, own, with_it, without):
                 scores[seen] = -np.inf
-        share = np.exp(raw - raw.max(axis=1, keepdims=True))
-        share /= share.sum(axis=1, keepdims=True)
-        likely = np.argpartition(-share, min(ITEMS, share.shape[1]) - 1, axis=1)[:, :ITEMS]
-        change = gain(_ranks(with_it, likely)) - gain(_ranks(without, likely))
-        found[rows] = (np.take_along_axis(share, likely, axis=1) * change).sum(axis=1)
-    return found
+        for model, scores in enumerate((raw, own)):
+            probable = softmax(scores, axis=1)
+            likely = np.argpartition(-probable, min(ITEMS, probable.shape[1]) - 1, axis=1)[:, :ITEMS]
+            change = gain(_ranks(with_it, likely)) - gain(_ranks(without, likely))
+            gains[model, rows] = (np.take_along_axis(probable, likely, axis=1) * change).sum(axis=1)
+            likelihoods[model, rows] = probable[np.arange(len(part)), part.targets]
+    return Expected(gains, _share_of_first(likelihoods))
+
+
+def _share_of_first(likelihoods: Doubles) -> float:
+    """The share λ of the first of two models in the mixture under which (2, Q) likelihoods are largest together.
+
+    It is found by expectation-maximisation, from ½; the logarithm of the likelihood is concave in λ.
+    """
+    share = 0.5
+    known = likelihoods[:, likelihoods.sum(axis=0) > 0]
+    for _ in range(_ROUNDS if known.size else 0):
+        first = share * known[0]
+        share = float(np.mean(first / (first + (1 - share) * known[1])))
+    return share
 
 
 def _scores(cloud: Floats, srm: Floats, told: Floats, served: Served, rows: slice) -> Floats:
@@ -88,14 +129,20 @@ def _ranks(scores: Floats, items: npt.NDArray[np.integer]) -> npt.NDArray[np.int
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head, and (Q,) what it says across folds of users."""
+    """The head, and (Q,) what it says across folds of users; 0 at gap 0."""
 
     head: SignalHead
     predicted: Doubles
 
 
 def fit(
-    phi: Floats, expected: Doubles, realised: Doubles, users: npt.NDArray[np.integer], options: HeadOptions, seed: int
+    phi: Floats,
+    gaps: Ints,
+    expected: Doubles,
+    realised: Doubles,
+    users: npt.NDArray[np.integer],
+    options: HeadOptions,
+    seed: int,
 ) -> Fitted:
     """Train the head.
 
@@ -103,22 +150,28 @@ def fit(
     ----------
     phi
         (Q, P) standardised signals.
+    gaps
+        (Q,) moments of gap 0 are no part of it: there w is 0.
     expected, realised
         (Q,) w*, and the discounted gain that a refresh really had.
     users
         (Q,) whose moment it is.
     """
-    unit = (float(expected.std()) if len(expected) else 0.0) or 1.0
+    aged = gaps > 0
+    x, aim, had = phi[aged], expected[aged], realised[aged]
+    unit = (float(aim.std()) if len(aim) else 0.0) or 1.0
 
     def train(rows: npt.NDArray[np.bool_]) -> SignalHead:
-        return train_head(phi[rows], expected[rows] / unit, mse_loss, options, seed)
+        return train_head(x[rows], aim[rows] / unit, mse_loss, options, seed)
 
-    guessed = across_users(train, phi, users)
+    guessed = across_users(train, x, users[aged])
     centred = guessed - guessed.mean() if len(guessed) else guessed
     spread = float(centred @ centred)
     # Never turned around, and never flat: what noise says of the scale must not undo the order.
-    slope = max(float(centred @ realised) / spread if spread > 0 else unit, _LEAST_SLOPE * unit)
-    offset = float(realised.mean() - slope * guessed.mean()) if len(guessed) else 0.0
-    head = train(np.ones(len(phi), np.bool_))
+    slope = max(float(centred @ had) / spread if spread > 0 else unit, _LEAST_SLOPE * unit)
+    offset = float(had.mean() - slope * guessed.mean()) if len(guessed) else 0.0
+    head = train(np.ones(len(x), np.bool_))
     head.rescale(slope, offset)
-    return Fitted(head, slope * guessed + offset)
+    predicted = np.zeros(len(phi))
+    predicted[aged] = slope * guessed + offset
+    return Fitted(head, predicted)

@@ -40,7 +40,7 @@ class Signals(NamedTuple):
     """(B, P) staleness signals (see `device_agent.staleness`); zero without an embedding."""
     score: Callable[[Floats, Ints], Floats]
     """The bundle's staleness model, behind `staleness`."""
-    gain: Callable[[Floats, Bools], Floats]
+    gain: Callable[[Floats, Ints], Floats]
     """The bundle's model of what a refresh gains, behind `worth`."""
     since_request: Ints
     """Interactions since this arm's last request; all of them where it never asked."""
@@ -59,8 +59,8 @@ class Signals(NamedTuple):
 
     @property
     def worth(self) -> Floats:
-        """(B,) discounted gain that a refresh is expected to add; 1 without an embedding. Computed when asked for."""
-        return self.gain(self.phi, self.has_embedding)
+        """(B,) discounted gain that a refresh is expected to add; 0 at gap 0, 1 without an embedding."""
+        return self.gain(self.phi, self.gap)
 
     @property
     def reliability(self) -> Floats:

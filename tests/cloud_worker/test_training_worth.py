@@ -47,7 +47,7 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
         srm = z(catalogue.srm_out @ moments.hidden[user] + catalogue.srm_bias)
         raw = catalogue.vectors @ fresh[user] + catalogue.bias
         other = z(catalogue.vectors @ served[user] + catalogue.bias)
-        q = np.exp(raw[may]) / np.exp(raw[may]).sum()
+        own = (catalogue.srm_out @ moments.hidden[user] + catalogue.srm_bias)[may]
         gains = []
         for beta, both in (
             (0.3, z(0.8 * z(raw) + 0.2 * srm)),
@@ -56,7 +56,29 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
             scores = both + beta * said[user]
             rank = (scores[may][None] >= scores[may][:, None]).sum(axis=1)
             gains.append(1 / np.log2(1 + rank))
-        assert found[user] == pytest.approx(float(q @ (gains[0] - gains[1])), abs=1e-4)
+        by_model = [float(np.exp(each) @ (gains[0] - gains[1]) / np.exp(each).sum()) for each in (raw[may], own)]
+        assert found.by_model[:, user] == pytest.approx(by_model, abs=1e-4)
+        mixed = found.share * by_model[0] + (1 - found.share) * by_model[1]
+        assert found.gains[user] == pytest.approx(mixed, abs=1e-4)
+
+
+def test_the_models_are_mixed_so_that_what_was_taken_is_likeliest() -> None:
+    """Of two models the one that knows what comes is believed, and of two alike each as much."""
+    _, moments, rng = serving(4, exclude_seen=False)
+    vectors, none = rng.normal(size=(N, D)).astype(np.float32), np.zeros(N, np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    catalogue = Catalogue(vectors, none, vectors, none)
+
+    def share(embeddings: np.ndarray, hidden: np.ndarray) -> float:
+        at = Moments(moments.histories, moments.users, moments.positions, hidden, False)
+        served = worth.Served(embeddings, np.full(USERS, 0.5), np.zeros(USERS))
+        return worth.expected_gains(catalogue, at, served, served, lambda rows: np.zeros((USERS, N), np.float32)).share
+
+    knows = 30 * vectors[moments.targets]
+    guesses = rng.normal(size=(USERS, D)).astype(np.float32)
+    assert share(knows, guesses) > 0.9
+    assert share(guesses, knows) < 0.1
+    assert share(guesses, guesses) == pytest.approx(0.5)
 
 
 def test_a_refresh_that_brings_what_is_there_gains_nothing() -> None:
@@ -64,7 +86,7 @@ def test_a_refresh_that_brings_what_is_there_gains_nothing() -> None:
     e = rng.normal(size=(USERS, D)).astype(np.float32)
     said = rng.normal(size=(USERS, N)).astype(np.float32)
     now = worth.Served(e, np.full(USERS, 0.7), np.full(USERS, 0.4))
-    assert np.abs(worth.expected_gains(catalogue, moments, now, now, lambda rows: said[rows])).max() == 0
+    assert np.abs(worth.expected_gains(catalogue, moments, now, now, lambda rows: said[rows]).by_model).max() == 0
 
 
 def test_the_head_finds_what_decides_in_the_unit_of_the_gains_that_were_had() -> None:
@@ -72,7 +94,8 @@ def test_the_head_finds_what_decides_in_the_unit_of_the_gains_that_were_had() ->
     phi = rng.normal(size=(4_000, len(PHI))).astype(np.float32)
     truth = 0.05 + 0.04 * np.tanh(phi[:, 5])
     realised = truth + rng.normal(0, 0.2, len(phi))
-    found = worth.fit(phi, 3 * truth - 0.1, realised, np.arange(4_000) // 20, HeadOptions(epochs=30), seed=0)
+    gaps = np.ones(len(phi), np.int64)
+    found = worth.fit(phi, gaps, 3 * truth - 0.1, realised, np.arange(4_000) // 20, HeadOptions(epochs=30), seed=0)
     assert np.corrcoef(found.predicted, truth)[0, 1] > 0.95
     assert found.predicted.mean() == pytest.approx(realised.mean(), abs=1e-6)
     top = np.argsort(-found.predicted)[:400]
@@ -84,9 +107,10 @@ def test_the_head_is_never_turned_around_and_survives_no_moments() -> None:
     rng = np.random.default_rng(1)
     phi = rng.normal(size=(400, len(PHI))).astype(np.float32)
     expected = phi[:, 2].astype(np.float64)
-    found = worth.fit(phi, expected, -expected, np.arange(400) // 4, HeadOptions(epochs=30), seed=0)
+    gaps = np.ones(len(phi), np.int64)
+    found = worth.fit(phi, gaps, expected, -expected, np.arange(400) // 4, HeadOptions(epochs=30), seed=0)
     assert np.corrcoef(found.predicted, expected)[0, 1] > 0.5
-    nothing = worth.fit(phi[:0], expected[:0], expected[:0], np.zeros(0, int), HeadOptions(epochs=2), seed=0)
+    nothing = worth.fit(phi[:0], gaps[:0], expected[:0], expected[:0], np.zeros(0, int), HeadOptions(epochs=2), seed=0)
     assert np.isfinite(nothing.head.values(phi)).all()
 
 
@@ -98,6 +122,6 @@ def test_what_the_tables_tell_everybody_is_no_gain_of_a_refresh() -> None:
 
     def gains(beta: float) -> float:
         after, now = (worth.Served(e, np.full(USERS, 0.9), np.full(USERS, beta)) for e in (fresh, served))
-        return float(worth.expected_gains(catalogue, moments, after, now, lambda rows: known[rows]).mean())
+        return float(worth.expected_gains(catalogue, moments, after, now, lambda rows: known[rows]).by_model[0].mean())
 
     assert 0 < gains(3.0) < 0.5 * gains(0.0)

@@ -87,9 +87,11 @@ def test_without_initial_it_does_not(arm):
 
 
 def test_a_policy_can_ask_for_staleness_reliability_and_worth():
-    told = signals(2, has_embedding=[True, False])
-    assert told.worth[0] < 1 == told.worth[1]
-    assert 0 < told.staleness[0] < 1 == told.staleness[1]
+    told = signals(3, has_embedding=[True, False, True], gap=[5, -1, 0])
+    assert told.worth[0] not in (0, 1)
+    assert told.worth[1:].tolist() == [1, 0]
+    assert 0 < told.staleness[0] < 1
+    assert told.staleness[1:].tolist() == [1, 0]
     assert np.allclose(told.reliability, 1 - told.staleness)
 
 

@@ -111,4 +111,4 @@ def test_the_trained_heads_say_the_same_on_the_device():
     want = 1 / (1 + np.exp(-values))
     assert np.ptp(want) > 0.2
     assert np.abs(StalenessModel(tensors)(phi, np.ones(50, np.int64)) - want).max() < 1e-5
-    assert np.abs(WorthModel(tensors)(phi) - values).max() < 1e-5
+    assert np.abs(WorthModel(tensors)(phi, np.ones(50, np.int64)) - values).max() < 1e-5
