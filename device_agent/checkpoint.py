@@ -33,7 +33,7 @@ import structlog
 from device_agent.processor import PartitionProcessor
 from device_agent.store import Position, Store
 from streams.clock import Clock
-from streams.errors import BundleError, StoreError
+from streams.errors import SettingsError, StoreError
 from streams.metrics import DeviceMetrics
 from streams.records import OutgoingRecord
 
@@ -118,7 +118,7 @@ class CheckpointedPartition:
 
         Raises
         ------
-        BundleError
+        SettingsError
             The state was written with another bundle or other arms.
         StoreError
             The store cannot be written.
@@ -221,8 +221,9 @@ class CheckpointedPartition:
     def _check_fingerprint(self, position: Position) -> None:
         ours = self.processor.fingerprint
         if position.fingerprint not in ("", ours):
-            raise BundleError(
+            raise SettingsError(
                 f"the state of partition {self.processor.partition} was written with bundle and arms "
                 f"{position.fingerprint!r}, this worker has {ours!r}",
-                remedy="start with the same bundle and arms, or give this run a topic prefix of its own",
+                remedy="start with the same bundle and arms, or give this run topics of its own: put "
+                "DRIFTLINE_KAFKA__TOPIC_PREFIX=other. before the command, and before its replay",
             )

@@ -28,7 +28,7 @@ from device_agent.trends_reader import TrendsReader
 from streams.boot import boot_id
 from streams.bundle import load_bundle
 from streams.clock import SystemClock
-from streams.errors import EXIT_RESTART, CheckpointFailed
+from streams.errors import EXIT_RESTART, EXIT_USAGE, CheckpointFailed, SettingsError
 from streams.experiment.arms import Experiment
 from streams.health import HealthServer, write_status
 from streams.kafka_admin import ensure_topics
@@ -70,7 +70,9 @@ def run_device_worker(
     Raises
     ------
     BundleError
-        The bundle cannot be used, or the state was written with another.
+        The bundle cannot be used.
+    SettingsError
+        The state was written with another bundle or other arms.
     BrokerError
         The cluster cannot be reached or its topics differ.
     """
@@ -204,5 +206,6 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
             trends.stop()
         if not stopped:
             log.warning("Faust did not stop in time: leaving without it", after_s=STOP_S)
-            os._exit(EXIT_RESTART if app.crash_reason is not None else 0)
+            refused = isinstance(app.crash_reason, SettingsError)
+            os._exit(0 if app.crash_reason is None else EXIT_USAGE if refused else EXIT_RESTART)
     log.info("stopped")

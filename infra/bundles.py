@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_worker.training.bundles import find_bundle, newest_bundle, read_manifest
+from cloud_worker.training.bundles import check_data, find_bundle, newest_bundle, read_manifest
 from streams.bundle import load_manifest
 from streams.datasets import Prepared, Split
 from streams.errors import BundleError
@@ -29,16 +29,27 @@ def choose_bundle(settings: Settings, given: Path | None = None) -> Path:
     if found is None:
         raise BundleError(
             f"there is no bundle of dataset {name} under {settings.home / 'bundles'}",
-            remedy=f"train one with `driftline train --dataset {name}`, or name one with --bundle",
+            remedy=f"train one with `driftline train --dataset {name}`, name one with --bundle, or another dataset "
+            "with DRIFTLINE_DATASET",
         )
     return found
 
 
 def split_of_bundle(settings: Settings, prepared: Prepared) -> Split | None:
-    """Return the periods of the bundle that a command would use with these data; None where there is none."""
-    name, data = prepared.manifest.name, prepared.manifest.hash
-    path = settings.bundle or find_bundle(settings.home, name, data)
-    manifest = read_manifest(path) if path else None
-    if manifest is None or manifest.dataset_hash != data:
-        return None
+    """Return the periods of the bundle that a command would use with these data; None where there is none.
+
+    Raises
+    ------
+    BundleError
+        What is named is no bundle, or was trained on other data.
+    """
+    if settings.bundle:
+        manifest = load_manifest(settings.bundle)
+        check_data(manifest, prepared)
+    else:
+        path = find_bundle(settings.home, prepared.manifest.name, prepared.manifest.hash)
+        found = read_manifest(path) if path else None
+        if found is None:
+            return None
+        manifest = found
     return Split(manifest.train, manifest.valid, manifest.test)

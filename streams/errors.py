@@ -116,3 +116,6 @@ class ProcessFailed(DriftlineError):
 
 EXIT_RESTART = 70
 """A process that ends by CheckpointFailed leaves with this code, and its supervisor starts it again."""
+
+EXIT_USAGE = 2
+"""A process that ends by SettingsError leaves with this code: what it was told cannot be done, however often."""

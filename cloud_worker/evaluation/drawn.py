@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cloud_worker.training.bundles import check_data
 from cloud_worker.training.data import Histories, Ints, histories_of_events
-from cloud_worker.training.served import check_data
 from streams.bundle import Bundle
 from streams.datasets import Prepared
 from streams.errors import DatasetError
@@ -71,7 +71,7 @@ def whole_histories(bundle: Bundle, prepared: Prepared) -> Histories:
     BundleError
         The bundle was trained on other data.
     """
-    check_data(bundle, prepared)
+    check_data(bundle.manifest, prepared)
     return histories_of_events(prepared.events, bundle.items.ids, bundle.manifest.test.start_ms)
 
 

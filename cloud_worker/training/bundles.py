@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from streams.bundle import MANIFEST, Manifest, load_manifest
-from streams.datasets import Split
+from streams.datasets import Prepared, Split
 from streams.errors import BundleError
 
 
@@ -18,6 +18,22 @@ def driftline_version() -> str:
         return metadata.version("driftline")
     except metadata.PackageNotFoundError:
         return "source"
+
+
+def check_data(bundle: Manifest, prepared: Prepared) -> None:
+    """Refuse other data than a bundle was trained on.
+
+    Raises
+    ------
+    BundleError
+        They are others.
+    """
+    if bundle.dataset_hash != prepared.manifest.hash:
+        raise BundleError(
+            f"bundle {bundle.bundle_id} was trained on other data: on {bundle.dataset} {bundle.dataset_hash[:12]}, "
+            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
+            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
+        )
 
 
 def split_hash(split: Split) -> str:

@@ -27,23 +27,6 @@ Floats = npt.NDArray[np.float32]
 OnProgress = Callable[[str, int, int], None]
 
 
-def check_data(bundle: Bundle, prepared: Prepared) -> None:
-    """Refuse other data than the bundle was trained on.
-
-    Raises
-    ------
-    BundleError
-        They are others.
-    """
-    manifest = bundle.manifest
-    if manifest.dataset_hash != prepared.manifest.hash:
-        raise BundleError(
-            f"bundle {bundle.id} was trained on other data: on {manifest.dataset} {manifest.dataset_hash[:12]}, "
-            f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
-            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
-        )
-
-
 def check_encoder(bundle: Bundle, encoder: Encoder) -> None:
     """Refuse what would be asked in another language than it was trained in.
 

@@ -27,6 +27,7 @@ import torch
 
 from cloud_worker.encoder import Encoder
 from cloud_worker.training import list_training
+from cloud_worker.training.bundles import check_data
 from cloud_worker.training.checkpoints import Checkpoints
 from cloud_worker.training.cloud_lists import CloudLists, blocks, cloud_lists
 from cloud_worker.training.collaborative import (
@@ -54,7 +55,7 @@ from cloud_worker.training.metrics import Ranks, ranks_of
 from cloud_worker.training.one_network import train_network
 from cloud_worker.training.options import OnProgress, Progress, TrainOptions, in_a_hurry, silent, with_srm
 from cloud_worker.training.run import Run, torch_device
-from cloud_worker.training.served import answers_of, check_data, check_encoder, histories_of, networks_of
+from cloud_worker.training.served import answers_of, check_encoder, histories_of, networks_of
 from cloud_worker.training.snapshots import Snapshots
 from cloud_worker.training.srm import Srm, make_srm
 from cloud_worker.training.text import item_texts
@@ -122,7 +123,7 @@ def train_collaborative(
     TrainingError
         The training period is too short for lists, the loss is not finite, or the torch device is not there.
     """
-    check_data(bundle, prepared)
+    check_data(bundle.manifest, prepared)
     check_encoder(bundle, encoder)
     run = _run(bundle, prepared, options, on_progress)
     told = lambda stage, done, total: on_progress(Progress(stage, done, total))  # noqa: E731

@@ -199,7 +199,7 @@ class Broker:
                         continue
                     raise BrokerError(
                         f"another broker uses {self._dir}" + (f" (started by process {owner})" if owner else ""),
-                        remedy="stop it first, or name another directory",
+                        remedy="stop it first, name another folder with --home, or set kafka.bootstrap",
                     ) from None
             lock.truncate(0)
             lock.write(str(os.getpid()))

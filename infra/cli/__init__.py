@@ -22,12 +22,11 @@ import typer
 
 from infra.cli._context import PROCESS_NAME, CliContext
 from infra.cli._verbs import LazyVerbs, PipeBroken
-from streams.errors import EXIT_RESTART, CheckpointFailed, DriftlineError, SettingsError
+from streams.errors import EXIT_RESTART, EXIT_USAGE, CheckpointFailed, DriftlineError, SettingsError
 
 __all__ = ["CliContext", "app", "main"]
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
 _OURS = {"streams", "device_agent", "cloud_worker", "infra"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import table_console
 from infra.cli._context import CliContext
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ OutOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
-TABLE_WIDTH: Final = 150
-"""Columns that the widest table needs; rich takes a file or a pipe for 80."""
 FEW_USERS: Final = 30
 """Below this, intervals that resample users are too narrow (Cameron & Miller 2015, section VI)."""
 
@@ -98,8 +97,6 @@ class Evaluation:
         plot
             Draws into the file it is given; None: there is nothing to draw.
         """
-        from rich.console import Console
-
         from infra.evaluation.run_folder import plain
 
         image = self.folder.path / f"{self.manifest['verb']}.png"
@@ -113,9 +110,7 @@ class Evaluation:
         if self.as_json:
             print(json.dumps(whole))
             return
-        console = Console()
-        if not console.is_terminal and console.width < TABLE_WIDTH:
-            console.width = TABLE_WIDTH
+        console = table_console()
         self._introduce(console)
         show(console)
         for note in self.notes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import table_console
 from infra.cli._context import CliContext
-from infra.cli._evaluate import TABLE_WIDTH, columns_of, short, signed, with_half_width
+from infra.cli._evaluate import columns_of, short, signed, with_half_width
 
 if TYPE_CHECKING:
     from cloud_worker.training.train_collaborative import Judgement
@@ -86,7 +87,6 @@ def _report(found: Judgement, meta: dict[str, Any], *, as_json: bool) -> None:
         ]
         print(json.dumps({"meta": meta, "rows": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -104,9 +104,7 @@ def _report(found: Judgement, meta: dict[str, Any], *, as_json: bool) -> None:
             value, difference = worth[rule, training]
             row += [with_half_width(value)] + ([] if training == INDEPENDENT else [signed(difference)])
         table.add_row(*row)
-    console = Console()
-    if not console.is_terminal and console.width < TABLE_WIDTH:
-        console.width = TABLE_WIDTH
+    console = table_console()
     console.print(table)
     for line in (
         f"{meta['moments']} moments of {meta['users']} users, lists 0 to 7 interactions old; no SRM was "

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import table_console
 from infra.cli._context import CliContext
 
 TEXTS: Final = 96
@@ -112,7 +113,6 @@ def _report(rows: list[dict[str, Any]], meta: dict[str, Any], *, as_json: bool) 
     if as_json:
         print(json.dumps({"meta": meta, "rows": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"text encoders on one thread, {meta['dataset']}")
@@ -122,7 +122,7 @@ def _report(rows: list[dict[str, Any]], meta: dict[str, Any], *, as_json: bool) 
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(row["model"], *(format(row[column], spec) for column, spec in shown.items()))
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print(
         f"speed: {meta['timed_texts']} profiles of {meta['tokens_a_text']:.0f} tokens, median of {meta['rounds']} "

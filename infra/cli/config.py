@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.cli._console import table_console
+
 
 def config(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -28,17 +30,16 @@ def config(
     if json:
         typer.echo(json_module.dumps({"meta": {"file": shown}, "rows": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=f"settings (file: {shown or 'none'})", box=None, pad_edge=False)
     for column in ("key", "value", "from", "meaning"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "key")
     for row in rows:
         # Text, not markup: a path may hold square brackets.
         table.add_row(*(Text(text) for text in row.values()))
-    Console().print(table)
+    table_console().print(table)
 
 
 def _source(key: str, document: dict[str, Any]) -> str:

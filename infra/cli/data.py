@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import table_console
+
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
     from streams.datasets import Manifest
 
 app = typer.Typer(help="List, prepare and import datasets.", no_args_is_help=True)
+
+YEAR_MS = 365 * 86_400_000
+"""Event times below it are hardly meant: seconds that were read as milliseconds, or days as seconds."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `driftline data list` shows it.")]
@@ -110,6 +117,7 @@ def import_command(
     """Make a dataset of your own tables: CSV, TSV or Parquet, gzipped or not."""
     from streams.datasets import prepare as prepare_dataset
     from streams.datasets import sources_of
+    from streams.datasets.prepared import read_manifest
     from streams.datasets.registry import built_in
     from streams.datasets.tabular import Tabular, parse_map
     from streams.errors import DatasetError
@@ -130,7 +138,15 @@ def import_command(
         terms=terms or "as its owner says",
         repeats=repeats,
     )
+    try:
+        before = read_manifest(settings.home, name)
+    except DatasetError:  # damaged: it is what is to be replaced
+        before = None
     prepared = prepare_dataset(dataset, sources_of(settings), settings.home)
+    if before is not None and before.hash != prepared.manifest.hash:
+        typer.echo(f"note: it replaces the {name} of {before.events:,} events that was there", err=True)
+    if prepared.manifest.end_ms < YEAR_MS:
+        typer.echo("note: all of it happened in 1970; was --time-unit meant to be another?", err=True)
     _show(prepared.manifest, prepared.path, json=json)
 
 
@@ -174,16 +190,16 @@ def _date(time_ms: int) -> str:
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], *, header: bool = True) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=header)
     numbers = {column for column in columns if any(isinstance(row[column], int) for row in rows)}
     for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        table.add_column(column, overflow="fold", no_wrap=column == "name", justify=justify)
     for row in rows:
         shown = (row[column] for column in columns)
         # Text, not markup: a path may hold square brackets.
         table.add_row(*(Text("" if v is None else f"{v:,}" if isinstance(v, int) else str(v)) for v in shown))
-    Console().print(table)
+    table_console().print(table)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from infra.cli._console import table_console
 from infra.cli._context import CliContext
 from infra.cli._options import ExperimentOption
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 ARMS = ("never", "every-n=every-n:n=25", "drift=drift:rate=0.04")
 """Nobody asks; everybody asks at the same steady rate; the same rate, spent where the embedding has drifted."""
-TABLE_WIDTH = 140
-"""Columns that the table of the arms needs, names of 20 letters among them."""
 
 
 def demo(
@@ -39,8 +35,6 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Replay a dataset's test period through Kafka, devices and cloud, and compare refresh policies."""
-    from rich.console import Console
-
     from infra.demo.run import DemoOptions, run_demo
     from infra.experiments import choose_experiment
     from infra.launch import like_ctrl_c
@@ -57,11 +51,11 @@ def demo(
         clouds=clouds,
         keep_topics=keep_topics,
     )
-    shown = _wide(Console(stderr=True))
+    shown = table_console(stderr=True)
     with like_ctrl_c():
         result = run_demo(settings, options, shown)
     report = result.report
-    out = shown if json else _wide(Console())
+    out = shown if json else table_console()
     out.print(render_table(report))
     for line in summary_lines(report) + result.notes:
         out.print(line, highlight=False, markup=False)
@@ -69,13 +63,6 @@ def demo(
         typer.echo(report_json(report))
     if report.lost or report.repeated or report.double_applied:
         raise typer.Exit(1)
-
-
-def _wide(console: Console) -> Console:
-    """Give a file or a pipe the table's width: rich takes it for 80 columns, and leaves nothing of the arms' names."""
-    if not console.is_terminal and console.width < TABLE_WIDTH:
-        console.width = TABLE_WIDTH
-    return console
 
 
 def _speed(text: str | None) -> float | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra.cli._console import table_console
+
 if TYPE_CHECKING:
     from infra.doctor import Check
 
@@ -49,7 +51,6 @@ def doctor(
 
 
 def _show(checks: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -63,4 +64,4 @@ def _show(checks: list[Check]) -> None:
             mark = Text("amiss", style="bold red") if check.required else Text("note", style="yellow")
         # Text, not markup: a path may hold square brackets.
         table.add_row(mark, check.name, Text(check.detail), Text(check.remedy))
-    Console().print(table)
+    table_console().print(table)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import table_console
+
 if TYPE_CHECKING:
     from streams.settings import KafkaSettings
     from streams.topics import Topics
@@ -112,12 +114,11 @@ def _print(kafka: KafkaSettings, rows: list[dict[str, Any]], *, json: bool, colu
         meta = {"bootstrap": kafka.bootstrap, "topic_prefix": kafka.topic_prefix}
         typer.echo(json_module.dumps({"meta": meta, "rows": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"topics on {kafka.bootstrap}")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in rows:
         table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
-    Console().print(table)
+    table_console().print(table)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import table_console
 from infra.cli._context import CliContext
 from infra.cli._train_collaborative import train_collaborative
 from infra.cli._train_encoder import train_encoder
@@ -147,7 +148,6 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
         }
         print(json.dumps({"meta": meta, "rows": rows}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     title = f"{manifest.dataset}, SRM {manifest.srm}, validation period, full catalogue of {manifest.n_items}"
@@ -156,7 +156,7 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
         table.add_row(row["model"], *(f"{row[c]:.4f}" for c in ("ndcg@10", "hr@10", "mrr")))
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print("  ".join(f"{key} {value:.3g}" for key, value in others.items()), highlight=False)
     console.print(

@@ -53,7 +53,9 @@ def up(
                 supervisor.wait_ready()
                 typer.echo(f"Kafka {broker.version} at {broker.bootstrap}; feed it with")
                 where = f"--bootstrap {broker.bootstrap} --bundle {folder}"
-                typer.echo(f"  driftline replay {dataset} {where} --from test --rate 250")
+                prefix = f"DRIFTLINE_KAFKA__TOPIC_PREFIX={kafka.topic_prefix} " if kafka.topic_prefix else ""
+                home = f"--home {settings.home.absolute()}"
+                typer.echo(f"  {prefix}driftline {home} replay {dataset} {where} --from test --rate 250")
                 for status in supervisor.statuses:
                     typer.echo(f"  {status.name}: {status.url}/metrics, log {status.log_file}")
                 supervisor.run_until(threading.Event())

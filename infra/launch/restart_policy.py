@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, replace
 
-from streams.errors import EXIT_RESTART
+from streams.errors import EXIT_RESTART, EXIT_USAGE
 
 _SIGNAL_BASE = 128
 
@@ -64,7 +64,7 @@ class StartAgain:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """It keeps failing; ``failures`` in a row is enough."""
+    """It keeps failing, and ``failures`` in a row are enough; or it says that what it was told cannot be done."""
 
     failures: int
 
@@ -104,6 +104,8 @@ def decide(
         record = Record()
     if on_request:
         return record, StartAgain(policy.first_delay_s)
+    if status == EXIT_USAGE:
+        return record, GiveUp(1)
     record = Record(record.in_a_row + 1, record.quick_in_a_row)
     if lived_s < policy.quick_s:
         record = replace(record, quick_in_a_row=record.quick_in_a_row + 1)
@@ -119,11 +121,13 @@ def delay_s(policy: RestartPolicy, failures: int) -> float:
 
 
 def reason(status: int) -> str:
-    """Return why it left as one word, fit for a metric's label: checkpoint, signal, ended or exit."""
+    """Return why it left as one word, fit for a metric's label: checkpoint, refused, signal, ended or exit."""
     if status == 0:
         return "ended"
     if status == EXIT_RESTART:
         return "checkpoint"
+    if status == EXIT_USAGE:
+        return "refused"
     return "exit" if _signal_number(status) is None else "signal"
 
 
@@ -133,6 +137,8 @@ def in_words(status: int) -> str:
         return "ended although nobody asked it to"
     if status == EXIT_RESTART:
         return "left because a checkpoint's outcome was unknown"
+    if status == EXIT_USAGE:
+        return "cannot do what it was told"
     number = _signal_number(status)
     if number is None:
         return f"left with exit code {status}"

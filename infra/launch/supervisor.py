@@ -270,7 +270,8 @@ class Supervisor:
                 self._say("restarting", process, reason(status), message, pid=child.pid, delay_s=delay)
             case GiveUp(failures=failures):
                 process.state = "stopped"
-                message = f"{words}, {failures} times in a row each within {self._policy.quick_s:g} s of its start"
+                often = f", {failures} times in a row each within {self._policy.quick_s:g} s of its start"
+                message = words + (often if failures > 1 else "")
                 self._fail(process, child, reason(status), message)
 
     def _ask(self, process: _Process) -> None:

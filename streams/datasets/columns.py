@@ -25,6 +25,9 @@ ISO_FORMATS: Final = (
 """A ``T`` between date and time is read as a space, a closing ``Z`` as +00:00; a time without an offset is UTC."""
 
 
+_IN_ONE: Final = "its columns stand in one, parted by semicolons: save it with commas (CSV) or tabs (TSV)"
+
+
 def require(frame: pl.DataFrame, columns: Sequence[str], where: str) -> None:
     """See that the columns are there, and a row at least.
 
@@ -37,7 +40,9 @@ def require(frame: pl.DataFrame, columns: Sequence[str], where: str) -> None:
         if column not in frame.columns:
             raise DatasetError(
                 f"{where} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}",
-                remedy="name the columns with --map user=…,item=…,time=…",
+                remedy=_IN_ONE
+                if len(frame.columns) == 1 and ";" in frame.columns[0]
+                else "name the columns with --map user=…,item=…,time=…",
             )
     if frame.is_empty():
         raise DatasetError(f"{where} holds no rows")
@@ -87,7 +92,14 @@ def millis(
             times = _from_text(series, formats)
     bad = times.is_null() | ~times.is_between(0, LATEST_MS)
     if bad.any():
-        complain(frame, column, bad, where, "a time between 1970 and 9999")
+        complain(
+            frame,
+            column,
+            bad,
+            where,
+            "a time between 1970 and 9999",
+            "write times as numbers (--time-unit) or as dates (1998-03-01, 1998-03-01T12:00), leave out these rows",
+        )
     return times
 
 
@@ -125,7 +137,9 @@ def _from_text(series: pl.Series, formats: Sequence[str]) -> pl.Series:
     return read.to_series()
 
 
-def complain(frame: pl.DataFrame, column: str, bad: pl.Series, where: str, wanted: str) -> NoReturn:
+def complain(
+    frame: pl.DataFrame, column: str, bad: pl.Series, where: str, wanted: str, remedy: str = "leave out these rows"
+) -> NoReturn:
     """Raise for the first bad row of a column."""
     row = int(bad.arg_true()[0])
     value = frame[column][row]
@@ -133,5 +147,5 @@ def complain(frame: pl.DataFrame, column: str, bad: pl.Series, where: str, wante
     raise DatasetError(
         f"{where}: column {column!r} {found} in data row {row + 1}, where {wanted} is wanted "
         f"({int(bad.sum())} of {len(bad)} rows are like that)",
-        remedy="correct or leave out these rows, or name another column with --map",
+        remedy=f"{remedy}, or name another column with --map",
     )

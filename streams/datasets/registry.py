@@ -41,7 +41,7 @@ def built_in() -> dict[str, Dataset]:
 
 
 def find_dataset(name: str) -> Dataset:
-    """Return a dataset by name; a built-in one goes before an entry point of the same name.
+    """Return a dataset that can be made anew, by name; a built-in one goes before an entry point of the same name.
 
     Raises
     ------

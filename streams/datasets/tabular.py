@@ -160,6 +160,8 @@ def read_table(path: Path, form: Format = "auto") -> pl.DataFrame:
         form = {".tsv": "tsv", ".tab": "tsv", ".inter": "tsv", ".parquet": "parquet", ".pq": "parquet"}.get(  # type: ignore[assignment]
             suffixes[-1] if suffixes else "", "csv"
         )
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder", remedy="name the file in it")
     if not path.is_file():
         raise DatasetError(f"file {path} does not exist")
     try:
@@ -175,7 +177,7 @@ def read_table(path: Path, form: Format = "auto") -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError, ValueError) as exc:
         raise DatasetError(
             f"{path} cannot be read as {form}: {str(exc).strip().splitlines()[0]}",
-            remedy="name its format with --format; text must be UTF-8",
+            remedy="name its format with --format; text must be UTF-8, and each row have as many fields as the first",
         ) from exc
     if table.is_empty():
         raise DatasetError(f"{path} holds no rows")

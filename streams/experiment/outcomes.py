@@ -125,6 +125,11 @@ class ArmOutcome:
         return self.refreshes / self.events if self.events else 0.0
 
     @property
+    def embedded(self) -> float:
+        """Share of the events that were served with an embedding."""
+        return self.with_embedding / self.events if self.events else 0.0
+
+    @property
     def gap_mean(self) -> float | None:
         """Mean gap over events that had an embedding; None if none had."""
         return self.gap_sum / self.with_embedding if self.with_embedding else None

@@ -36,6 +36,8 @@ class ArmReport(msgspec.Struct, frozen=True, rename={"ndcg": "ndcg@10", "hr": "h
     ndcg: float
     hr: float
     mrr: float
+    embedded: float
+    """Share of the recommendations that an embedding had a part in; the others waited for their first one."""
     gap_mean: float | None
     """Interactions; over events that had an embedding, null if none had."""
     age_mean_s: float | None
@@ -118,6 +120,8 @@ def build_report(
         elif not arm.events:
             interval = Interval(0.0, None, None)
             notes.append(f"arm {arm.arm} served nothing")
+        if arm.refreshes and not arm.with_embedding:
+            notes.append(f"arm {arm.arm} asked, but no answer came before the end: a lower --speed waits for them")
         reports.append(_arm_report(arm, interval))
     for account in accounts:
         if account.lost:
@@ -157,7 +161,7 @@ def render_table(report: Report) -> Table:
     """One row an arm; the difference column is against the first one."""
     first = report.arms[0].arm if report.arms else ""
     table = Table(title=f"{report.dataset}: {report.events:,} events of {report.devices:,} devices", title_style="bold")
-    for heading in ("arm", "events", "refreshes", "rate", "NDCG@10", "HR@10", "MRR", "gap", "age"):
+    for heading in ("arm", "events", "refreshes", "rate", "NDCG@10", "HR@10", "MRR", "embedded", "gap", "age"):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading != "arm")
     table.add_column(f"Δ NDCG@10 to {first} [95 %]", justify="right", no_wrap=True)
     for arm in report.arms:
@@ -169,6 +173,7 @@ def render_table(report: Report) -> Table:
             f"{arm.ndcg:.4f}",
             f"{arm.hr:.4f}",
             f"{arm.mrr:.4f}",
+            f"{arm.embedded:.1%}",
             "–" if arm.gap_mean is None else f"{arm.gap_mean:.1f}",
             "–" if arm.age_mean_s is None else _span(arm.age_mean_s),
             "–" if arm is report.arms[0] else _show(arm.difference.ndcg),
@@ -200,6 +205,7 @@ def _arm_report(arm: ArmOutcome, interval: Interval) -> ArmReport:
         ndcg=arm.mean("ndcg@10"),
         hr=arm.mean("hr@10"),
         mrr=arm.mean("mrr"),
+        embedded=arm.embedded,
         gap_mean=arm.gap_mean,
         age_mean_s=arm.age_mean_s,
         difference=ArmDifference(interval),

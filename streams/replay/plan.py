@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -94,6 +95,11 @@ class Schedule:
         return np.flatnonzero(~np.isin(self.rows, done))
 
 
+def _moment(time_ms: int) -> str:
+    """As ``--from`` and ``--to`` take it."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def make_schedule(prepared: Prepared, plan: ReplayPlan, partitions: int) -> Schedule:
     """Lay out a replay.
 
@@ -113,7 +119,7 @@ def make_schedule(prepared: Prepared, plan: ReplayPlan, partitions: int) -> Sche
         manifest = prepared.manifest
         raise DatasetError(
             f"dataset {manifest.name} has no event in the stretch of time to replay",
-            remedy=f"its events lie between {manifest.start_ms} and {manifest.end_ms} ms since 1970 "
+            remedy=f"its events lie between {_moment(manifest.start_ms)} and {_moment(manifest.end_ms)} "
             f"(`driftline data show {manifest.name}`)",
         )
     history = events.slice(0, first).join(live.select("device_id").unique(), on="device_id", how="semi")

@@ -80,7 +80,7 @@ class ReplayReport:
     """Devices of the whole replay."""
     wall_s: float
     events_per_s: float
-    """Live and history."""
+    """Live events, over the time that was left for them when history had gone out."""
     paused_s: float
     """Time spent waiting for the consumers."""
     resumed_from: int
@@ -159,7 +159,7 @@ class Replay:
         history = int(np.searchsorted(positions, self._schedule.backfilled))
         self._started = clock.monotonic()
         self._send(history, Pacer(np.zeros(history), self._started))
-        live = positions[history:]
+        live, live_since = positions[history:], clock.monotonic()
         due = np.concatenate([np.zeros(history), self._pace.due(self._schedule.times_ms[live])])
         self._send(len(positions), Pacer(due, clock.monotonic()))
         asked_to_stop: float | None = None
@@ -172,6 +172,7 @@ class Replay:
             clock.sleep(NAP_S / 10)
         self._progress(last=True)
         wall = clock.monotonic() - self._started
+        live_s = clock.monotonic() - live_since
         done = self._done - under_way
         return ReplayReport(
             replay_id=self._schedule.plan.replay_id,
@@ -180,7 +181,7 @@ class Replay:
             backfilled=min(done, history),
             devices=len(set(self._schedule.device_ids)),
             wall_s=wall,
-            events_per_s=done / wall if wall > 0 else 0.0,
+            events_per_s=max(0, done - history) / live_s if live_s > 0 else 0.0,
             paused_s=self._paused_s,
             resumed_from=len(self._schedule) - len(positions),
             total=len(self._schedule),

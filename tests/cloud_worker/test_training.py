@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cloud_worker.training import train as training
 from cloud_worker.training.bundles import bundle_path, find_bundle, fits
 from cloud_worker.training.controls import load_controls
 from cloud_worker.training.options import (
@@ -21,6 +22,7 @@ from cloud_worker.training.options import (
     TrainOptions,
     in_a_hurry,
 )
+from cloud_worker.training.snapshots import pairs_of
 from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
 from streams.datasets import Prepared, Split, global_time_split
@@ -145,10 +147,31 @@ def test_going_on_over_the_validation_period_leaves_what_was_chosen_alone(traine
     train_bundle(*data, HashEncoder(), tmp_path / "x", dataclasses.replace(TINY, retrain=False))
     stopped = load_bundle(tmp_path / "x")
     changed = {n for n in chosen.device if not np.array_equal(chosen.device[n], stopped.device[n])}
-    assert {"srm.item_out", "item_vectors", "calibrator.gate.weight"} <= changed
-    assert not changed & {"phi.mean", "phi.scale", "fusion.alpha", "staleness.0.weight", "popularity"}
+    assert {"srm.item_out", "item_vectors", "calibrator.gate.weight", "phi.mean", "phi.scale"} <= changed
+    assert not changed & {"fusion.alpha", "fusion.trends", "staleness.0.weight", "worth.0.weight", "popularity"}
     assert chosen.manifest.blend == stopped.manifest.blend
     assert chosen.manifest.live == stopped.manifest.live
+
+
+def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path, monkeypatch):
+    """Networks that have gone on spread their scores wider, which must not look like staleness to the heads."""
+    seen = {}
+    distil = training._distil
+
+    def watched(run, stage, repair, bench, pairs, *rest):
+        seen[stage] = bench
+        distil(run, stage, repair, bench, pairs, *rest)
+
+    monkeypatch.setattr(training, "_distil", watched)
+    train_bundle(*data, HashEncoder(), tmp_path / "x", TINY)
+    first, last = seen["calibrator"], seen["calibrator again"]
+    pairs = training._standard_pairs(last.snapshots, pairs_of(last.snapshots, 96, judged=False))
+    for bench in (first, last):
+        phi = bench.data(pairs).phi
+        assert np.abs(phi.mean(axis=0)).max() < 1e-3
+        assert phi.std(axis=0).max() < 1.01
+    assert np.array_equal(load_bundle(tmp_path / "x").device["phi.mean"], last.phi_mean)
+    assert np.abs(first.phi_mean - last.phi_mean).max() > 0.01
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bundle(trained, data, tmp_path):

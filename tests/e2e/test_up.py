@@ -126,7 +126,8 @@ def test_up_serves_a_replay_stops_in_seconds_and_goes_on_where_it_was(command: C
             metrics = httpx.get(f"{url}/metrics", trust_env=False).text
             wanted = "driftline_cloud_requests_total" if name == "cloud-1" else "driftline_partitions_owned"
             assert wanted in metrics, name
-        assert f"driftline replay {TINY} --bootstrap {first.bootstrap}" in first.out.read_text()
+        feed = f"driftline --home {command.home} replay {TINY} --bootstrap {first.bootstrap}"
+        assert feed in first.out.read_text()
         sent = replay(command, first, 100)
         assert (sent["events"], sent["resumed_from"], sent["complete"]) == (100, 0, True)
         wait_for(lambda: first.served().total() >= 100, 90, first.tell)

@@ -42,6 +42,19 @@ def test_an_imported_table_is_listed_and_shown_by_its_name(tables: Path) -> None
     assert "2020-01-04" in driftline(tables, "data", "show", "mine").stdout
 
 
+def test_an_import_says_what_it_replaces_and_where_times_are_hardly_meant(tables: Path) -> None:
+    given = ("data", "import", "--name", "mine", "--map", "user=who,item=what,time=when", "--events")
+    first = driftline(tables, *given, "e.csv")
+    again = driftline(tables, *given, "e.csv")
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert "note" not in first.stderr + again.stderr
+    (tables / "s.csv").write_text("who,what,when\na,x,1577836800\nb,x,1577836900\n")
+    other = driftline(tables, *given, "s.csv", "--time-unit", "ms")
+    assert other.returncode == 0
+    assert "it replaces the mine of 4 events" in other.stderr
+    assert "all of it happened in 1970" in other.stderr
+
+
 def test_what_cannot_be_imported_ends_with_1_and_a_remedy(tables: Path) -> None:
     done = driftline(tables, "data", "import", "--name", "mine", "--events", "e.csv")
     assert done.returncode == 1

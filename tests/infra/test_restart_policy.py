@@ -19,10 +19,10 @@ from infra.launch.restart_policy import (
     reason,
 )
 from streams.clock import ManualClock
-from streams.errors import EXIT_RESTART
+from streams.errors import EXIT_RESTART, EXIT_USAGE
 
 POLICY = RestartPolicy()
-FAILURES = st.integers(1, 255)
+FAILURES = st.integers(1, 255).filter(lambda status: status != EXIT_USAGE)
 
 
 def _run(lives: list[float], policy: RestartPolicy = POLICY, status: int = 1) -> list[object]:
@@ -86,6 +86,12 @@ def test_no_number_of_failures_overflows_the_delay(lived: float, status: int, ro
     assert decision.delay_s <= POLICY.max_delay_s
 
 
+def test_what_cannot_be_done_is_not_tried_again() -> None:
+    record, decision = decide(POLICY, Record(), status=EXIT_USAGE, lived_s=1)
+    assert decision == GiveUp(1)
+    assert record == Record()
+
+
 @given(row=st.integers(0, 4), lived=st.floats(0, 100))
 def test_what_was_killed_on_request_is_not_blamed(row: int, lived: float) -> None:
     record = Record(row, row)
@@ -105,6 +111,7 @@ def test_an_end_without_being_asked_is_a_failure_unless_the_process_was_meant_to
     [
         (0, "ended", "nobody asked"),
         (EXIT_RESTART, "checkpoint", "a checkpoint's outcome was unknown"),
+        (EXIT_USAGE, "refused", "cannot do what it was told"),
         (1, "exit", "exit code 1"),
         (200, "exit", "exit code 200"),
         (128 + signal.SIGKILL, "signal", "SIGKILL"),

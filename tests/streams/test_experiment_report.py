@@ -31,6 +31,7 @@ PROMISED_ARM = [
     "ndcg@10",
     "hr@10",
     "mrr",
+    "embedded",
     "gap_mean",
     "age_mean_s",
     "difference",
@@ -38,7 +39,7 @@ PROMISED_ARM = [
 ARMS = ["never", "every-n", "drift"]
 
 
-def _run(devices=40, arms=ARMS, drop=()):
+def _run(devices=40, arms=ARMS, drop=(), answered=True):
     rng = np.random.default_rng(0)
     outcomes = Outcomes(arms)
     ids = [f"{device}/{number}" for device in range(devices) for number in range(6)]
@@ -48,7 +49,7 @@ def _run(devices=40, arms=ARMS, drop=()):
         for arm in arms:
             if (arm, event) in drop:
                 continue
-            cached = arm != "never" and int(number) > 0
+            cached = answered and arm != "never" and int(number) > 0
             outcomes.add(
                 Recommendation(
                     v=1,
@@ -105,6 +106,7 @@ def test_the_numbers_are_those_of_the_stream():
     assert (never.refreshes, never.gap_mean, never.age_mean_s) == (0, None, None)
     assert (every_n.refreshes, every_n.refresh_rate) == (40, pytest.approx(1 / 6))
     assert (every_n.gap_mean, every_n.age_mean_s) == (3.0, 7200.0)
+    assert (never.embedded, every_n.embedded) == (0, pytest.approx(5 / 6))
     gain = every_n.difference.ndcg
     assert gain.estimate == pytest.approx(every_n.ndcg - never.ndcg)
     assert 0 < gain.low < gain.estimate < gain.high
@@ -123,6 +125,13 @@ def test_a_single_device_has_no_interval_and_the_reader_is_told():
     assert report.arms[1].difference.ndcg.low is None
     assert "no interval" in notes[0]
     assert json.loads(report_json(report))["arms"][1]["difference"]["ndcg@10"]["high"] is None
+
+
+def test_an_arm_that_asked_in_vain_is_told_of():
+    _, notes = _run(answered=False)
+    assert notes == [
+        f"arm {arm} asked, but no answer came before the end: a lower --speed waits for them" for arm in ARMS[1:]
+    ]
 
 
 def test_an_arm_that_served_nothing_is_shown_as_such():

@@ -85,6 +85,7 @@ def test_history_goes_first_and_does_not_wait_for_the_pace() -> None:
     assert [event.kind for _, event, _ in log.events] == [BACKFILL] * 3 + ["rating"] * 3
     assert log.times == pytest.approx([0, 0, 0, 0, 1, 2], abs=0.05)
     assert (report.backfilled, report.events, report.devices) == (3, 3, 3)
+    assert report.events_per_s == pytest.approx(3 / 2, rel=0.05)
 
 
 def test_each_event_says_what_it_is() -> None:
