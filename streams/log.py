@@ -16,7 +16,9 @@ MASK: Final = "**********"
 
 _SECRET_WORDS: Final = ("password", "secret", "api_key", "apikey", "token_value", "authorization", "credential")
 
-_CLIENT_LIBRARIES: Final = ("kafka", "aiokafka", "faust", "mode", "httpx", "httpcore", "uvicorn", "asyncio")
+_LIBRARIES: Final = (
+    "kafka", "aiokafka", "faust", "mode", "httpx", "httpcore", "uvicorn", "asyncio", "sentence_transformers",
+)  # fmt: skip
 """Never below WARNING: at DEBUG kafka-python logs an admin client's whole configuration, password included."""
 
 
@@ -74,7 +76,7 @@ def configure_logging(level: str, process_name: str, *, stream: TextIO | None = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in _CLIENT_LIBRARIES:
+    for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     # It warns of each tenth of a second that a busy machine let it wait.
     logging.getLogger("kafka.net.selector").setLevel(max(logging.ERROR, root.level))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from infra.cli._context import CliContext
@@ -22,3 +25,8 @@ def cloud(
     settings = context.settings
     configure_logging(settings.log_level, status_file.stem if status_file else "cloud")
     run_cloud_worker(settings, choose_bundle(settings, bundle), status_file=status_file)
+    # Everything is closed and said. Python would take torch apart now, for seconds on a busy machine, while a
+    # supervisor waits and then kills.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
