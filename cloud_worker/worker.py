@@ -25,7 +25,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from cloud_worker.cache import CachedEncoder, EmbeddingCache
-from cloud_worker.encoder import Encoder, make_encoder
+from cloud_worker.encoder import make_encoder
 from cloud_worker.live.broadcast import Broadcaster
 from cloud_worker.live.reader import LiveReader
 from cloud_worker.pipeline import CloudPipeline, Outcome
@@ -233,7 +233,9 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
             broadcaster=broadcaster,
         )
         nearest = _nearest_items(bundle, settings)
-        model = BlendedUserModel(bundle, _with_cache(encoder, settings), live.index, clock, nearest)
+        cache = _open_cache(settings)
+        cached = encoder if cache is None else CachedEncoder(encoder, cache)
+        model = BlendedUserModel(bundle, cached, live.index, clock, nearest)
         encoder.encode(["the first call is slow, so it is not a user's"])
         group = topics.group(settings.cloud.group)
         pipeline = CloudPipeline(bundle, model, topics, candidates=settings.cloud.candidates, clock=clock)
@@ -268,6 +270,8 @@ def run_cloud_worker(settings: Settings, bundle_path: Path, *, status_file: Path
                 live.stop()
                 broadcaster.close()
                 health.stop()
+                if cache is not None:
+                    cache.close()
         log.info("stopped")
 
 
@@ -289,13 +293,12 @@ def _nearest_items(bundle: Bundle, settings: Settings) -> NearestItems | None:
     return nearest
 
 
-def _with_cache(encoder: Encoder, settings: Settings) -> Encoder:
-    folder = settings.home / "embedding-cache"
+def _open_cache(settings: Settings) -> EmbeddingCache | None:
     try:
-        return CachedEncoder(encoder, EmbeddingCache(folder, int(settings.cloud.cache_gb * 2**30)))
+        return EmbeddingCache(settings.home / "embedding-cache", int(settings.cloud.cache_gb * 2**30))
     except StoreError as exc:
         log.warning("no embedding cache; every text is encoded", cause=str(exc))
-        return encoder
+        return None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,6 @@ async def _run(settings: Settings, options: WorkerOptions, on_step: Callable[[st
             trends.stop()
         if not stopped:
             log.warning("Faust did not stop in time: leaving without it", after_s=STOP_S)
-            refused = isinstance(app.crash_reason, SettingsError)
-            os._exit(0 if app.crash_reason is None else EXIT_USAGE if refused else EXIT_RESTART)
+            problem = sys.exception()
+            os._exit(0 if problem is None else EXIT_USAGE if isinstance(problem, SettingsError) else EXIT_RESTART)
     log.info("stopped")

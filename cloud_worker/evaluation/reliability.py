@@ -4,7 +4,8 @@ What a refresh gains is told beside what all devices have anyway: both before an
 is added, where tables are sent. Whether the embedding itself is stale, which s says, is asked without them.
 
 Pairs: each judged moment with each gap of `GAPS` that its history bears, so gaps weigh nearly alike. Gap 0 is among
-them: there a refresh brings the embedding that the device has, and both s and w are 0.
+them where s is judged: there a refresh brings the embedding that the device has, and s is 0. Where refreshes are handed
+out they are not: a device asks after it has learned, and its gap is 1 then at least.
 """
 
 from __future__ import annotations
@@ -230,11 +231,11 @@ def diagram(found: Sample, without: str) -> list[Bin]:
 
 
 def decisions(found: Sample, rates: Sequence[float] = RATES) -> list[Decision]:
-    """Hand out refreshes by each score at each rate."""
+    """Hand out refreshes by each score at each rate, among the pairs with a gap: a device never asks just after one."""
     labels = found.pays[CALIBRATED].astype(np.float64)
     made = []
     for rate in rates:
-        weights = {name: chosen(scores, rate) for name, scores in found.scores.items()}
+        weights = {name: _handed_out(found, name, rate) for name in found.scores}
         gains = [each * found.gains for each in weights.values()]
         gained = _ratios(found.resamples, gains, list(weights.values()))
         precise = _ratios(found.resamples, [each * labels for each in weights.values()], list(weights.values()))
@@ -248,8 +249,16 @@ def decisions(found: Sample, rates: Sequence[float] = RATES) -> list[Decision]:
 
 
 def curve(found: Sample, score: str, rates: Sequence[float]) -> list[float]:
-    """NDCG@10 that refreshing a share of the pairs adds to all of them, at each rate."""
-    return [float((chosen(found.scores[score], rate) * found.gains).mean()) for rate in rates]
+    """NDCG@10 that refreshing a share of the pairs with a gap adds to all of these, at each rate."""
+    aged = max(1, int((found.gap > 0).sum()))
+    return [float((_handed_out(found, score, rate) * found.gains).sum()) / aged for rate in rates]
+
+
+def _handed_out(found: Sample, score: str, rate: float) -> Floats:
+    """(P,) how much of each pair is refreshed."""
+    weights, aged = np.zeros(len(found.gap)), found.gap > 0
+    weights[aged] = chosen(found.scores[score][aged], rate)
+    return weights
 
 
 def _ratios(resamples: UserResamples, tops: Sequence[Floats], bottoms: Sequence[Floats]) -> list[Interval]:

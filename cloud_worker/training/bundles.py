@@ -32,7 +32,8 @@ def check_data(bundle: Manifest, prepared: Prepared) -> None:
         raise BundleError(
             f"bundle {bundle.bundle_id} was trained on other data: on {bundle.dataset} {bundle.dataset_hash[:12]}, "
             f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
-            remedy=f"train one on these with `driftline train --dataset {prepared.manifest.name}`",
+            remedy="name another with --bundle, or none and train one with "
+            f"`driftline train --dataset {prepared.manifest.name}`",
         )
 
 

@@ -32,7 +32,7 @@ Doubles = npt.NDArray[np.float64]
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
 MOST_PAIRS: Final = 4_000
-"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none, where s is 0."""
+"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none, where s and w are 0."""
 STALE_GRID: Final = (0.0, *GRID)
 """α at staleness 1, which no embedding reaches: what is judged is what α(s) comes to."""
 
@@ -223,8 +223,8 @@ def _fit_worth(
     worth = fit_worth(data.phi, data.gap, expected.gains, realised, moments.users, run.options.heads, run.options.seed)
     pays = reliability.pays(betas.served_ranks, after_ranks)
     return worth.head, {
-        "worth.auc": auc(worth.predicted, pays),
-        "worth.cloud": expected.share,
+        "worth.auc": auc(worth.predicted[data.gap > 0], pays[data.gap > 0]),
+        "worth.cloud_share": expected.cloud_share,
         "worth.share": float(pays.mean()) if len(pays) else 0.0,
         "worth.mean": float(realised.mean()) if len(pays) else 0.0,
     }

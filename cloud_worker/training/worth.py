@@ -51,17 +51,17 @@ class Expected:
     ----------
     by_model
         (2, Q) with q that of the cloud's fresh embedding alone, and that of the SRM alone.
-    share
-        λ of the cloud.
+    cloud_share
+        λ.
     """
 
     by_model: Doubles
-    share: float
+    cloud_share: float
 
     @property
     def gains(self) -> Doubles:
         """(Q,) w*."""
-        return np.asarray(self.share * self.by_model[0] + (1 - self.share) * self.by_model[1])
+        return np.asarray(self.cloud_share * self.by_model[0] + (1 - self.cloud_share) * self.by_model[1])
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,22 @@ def expected_gains(catalogue: Catalogue, moments: Moments, fresh: Served, served
         if (seen := part.seen()) is not None:
             for scores in (raw, own, with_it, without):
                 scores[seen] = -np.inf
-        for model, scores in enumerate((raw, own)):
-            probable = softmax(scores, axis=1)
-            likely = np.argpartition(-probable, min(ITEMS, probable.shape[1]) - 1, axis=1)[:, :ITEMS]
-            change = gain(_ranks(with_it, likely)) - gain(_ranks(without, likely))
-            gains[model, rows] = (np.take_along_axis(probable, likely, axis=1) * change).sum(axis=1)
-            likelihoods[model, rows] = probable[np.arange(len(part)), part.targets]
+        probable = [softmax(scores, axis=1) for scores in (raw, own)]
+        kept = min(ITEMS, raw.shape[1])
+        likely = [np.argpartition(-each, kept - 1, axis=1)[:, :kept] for each in probable]
+        both = np.concatenate(likely, axis=1)  # ranked at once: sorting the catalogue is what takes the time
+        changes = np.split(gain(_ranks(with_it, both)) - gain(_ranks(without, both)), 2, axis=1)
+        for model, (each, items, change) in enumerate(zip(probable, likely, changes, strict=True)):
+            gains[model, rows] = (np.take_along_axis(each, items, axis=1) * change).sum(axis=1)
+            likelihoods[model, rows] = each[np.arange(len(part)), part.targets]
     return Expected(gains, _share_of_first(likelihoods))
 
 
 def _share_of_first(likelihoods: Doubles) -> float:
     """The share λ of the first of two models in the mixture under which (2, Q) likelihoods are largest together.
 
-    It is found by expectation-maximisation, from ½; the logarithm of the likelihood is concave in λ.
+    It is found by expectation-maximisation, from ½; the logarithm of the likelihood is concave in λ. Where the models
+    hardly differ, λ makes no difference and stays near ½.
     """
     share = 0.5
     known = likelihoods[:, likelihoods.sum(axis=0) > 0]

@@ -121,8 +121,8 @@ class Evaluation:
         manifest, bundle = self.manifest, self.judged.bundle.manifest
         kept = "what was taken before is left out" if bundle.exclude_seen else "what was taken before counts again"
         console.print(
-            f"{manifest['dataset']}, bundle {manifest['bundle']}, seed {manifest['options']['seed']}; "
-            f"ranked among all {bundle.n_items} items, {kept}",
+            f"{manifest['dataset']}, bundle {manifest['bundle']} of Driftline {bundle.driftline_version}, "
+            f"seed {manifest['options']['seed']}; ranked among all {bundle.n_items} items, {kept}",
             highlight=False,
             markup=False,
         )

@@ -25,7 +25,7 @@ def cloud(
     settings = context.settings
     configure_logging(settings.log_level, status_file.stem if status_file else "cloud")
     run_cloud_worker(settings, choose_bundle(settings, bundle), status_file=status_file)
-    # Everything is closed and said. Python would take torch apart now, for seconds on a busy machine, while a
+    # It has let go of all and said so. Python would take torch apart now, for seconds on a busy machine, while a
     # supervisor waits and then kills.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -136,7 +136,7 @@ def _print(report: ReplayReport, *, json: bool) -> None:
         return
     words = (
         f"{report.events:,} events and {report.backfilled:,} of history for {report.devices:,} devices "
-        f"in {report.wall_s:.1f} s ({report.events_per_s:,.0f}/s, {report.paused_s:.1f} s waiting for the devices)"
+        f"in {report.wall_s:.1f} s ({report.events_per_s:,.0f} live/s, {report.paused_s:.1f} s waiting for the devices)"
     )
     if report.resumed_from:
         words += f"; {report.resumed_from:,} were there already"

@@ -22,6 +22,7 @@ def up(
 
     A second run goes on with the data and the state of the first. Feed it with `driftline replay`.
     """
+    import shlex
     import threading
 
     from cloud_worker.training.bundles import read_manifest
@@ -52,10 +53,10 @@ def up(
             with Supervisor(specs, on_event=lambda event: typer.echo(event.message)) as supervisor:
                 supervisor.wait_ready()
                 typer.echo(f"Kafka {broker.version} at {broker.bootstrap}; feed it with")
-                where = f"--bootstrap {broker.bootstrap} --bundle {folder}"
                 prefix = f"DRIFTLINE_KAFKA__TOPIC_PREFIX={kafka.topic_prefix} " if kafka.topic_prefix else ""
-                home = f"--home {settings.home.absolute()}"
-                typer.echo(f"  {prefix}driftline {home} replay {dataset} {where} --from test --rate 250")
+                feed = ["driftline", "--home", str(settings.home.absolute()), "replay", dataset]
+                feed += ["--bootstrap", broker.bootstrap, "--bundle", str(folder.absolute())]
+                typer.echo(f"  {prefix}{shlex.join(feed)} --from test --rate 250")
                 for status in supervisor.statuses:
                     typer.echo(f"  {status.name}: {status.url}/metrics, log {status.log_file}")
                 supervisor.run_until(threading.Event())

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from cloud_worker.encoder.factory import encoder_id
-from cloud_worker.training.bundles import find_bundle
+from cloud_worker.training.bundles import check_data, find_bundle
 from infra.workspace import as_environment
 from streams.bundle import Bundle, load_bundle
 from streams.datasets import Prepared
-from streams.errors import BundleError, ProcessFailed, SettingsError
+from streams.errors import BundleError, ProcessFailed
 from streams.settings import Settings
 
 SPLIT: Final = "0.7,0.1,0.2"
@@ -96,11 +96,7 @@ class BundleInTheMaking:
         manifest, settings = self._prepared.manifest, self._settings
         if settings.bundle:
             given = load_bundle(settings.bundle, part="device")
-            if given.manifest.dataset_hash != manifest.hash:
-                raise SettingsError(
-                    f"bundle {given.path} was trained on other data than dataset {manifest.name}",
-                    remedy="name another bundle, or leave it out: one is trained",
-                )
+            check_data(given.manifest, self._prepared)
             return given
         path = find_bundle(settings.home, manifest.name, manifest.hash, encoder=encoder_id(settings.cloud))
         return None if path is None else load_bundle(path, part="device")

@@ -122,7 +122,7 @@ def plot_reliability(
                 means = [decision.gain.mean for decision in each]
                 axes[2].errorbar(at, means, error, color=colour, marker="o", ms=4, lw=0, elinewidth=1.5, label=score)
                 offset += 0.1
-        axes[1].set(title="NDCG@10 that refreshes add to all pairs", xlabel="share of pairs refreshed")
+        axes[1].set(title="NDCG@10 that refreshes add to all pairs with a gap", xlabel="share of them refreshed")
         kept = list(dict.fromkeys(decision.rate for decision in decisions))
         axes[2].axhline(0, color="#555555", lw=0.8)
         axes[2].set(

@@ -24,7 +24,7 @@ class SupervisorEvent:
     process
         Name of the process.
     reason
-        One word: checkpoint, signal, exit, ended, not-ready; empty where nothing failed.
+        One word: checkpoint, refused, signal, exit, ended, not-ready; empty where nothing failed.
     message
         A sentence.
     pid

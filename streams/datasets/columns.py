@@ -25,9 +25,6 @@ ISO_FORMATS: Final = (
 """A ``T`` between date and time is read as a space, a closing ``Z`` as +00:00; a time without an offset is UTC."""
 
 
-_IN_ONE: Final = "its columns stand in one, parted by semicolons: save it with commas (CSV) or tabs (TSV)"
-
-
 def require(frame: pl.DataFrame, columns: Sequence[str], where: str) -> None:
     """See that the columns are there, and a row at least.
 
@@ -40,9 +37,7 @@ def require(frame: pl.DataFrame, columns: Sequence[str], where: str) -> None:
         if column not in frame.columns:
             raise DatasetError(
                 f"{where} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}",
-                remedy=_IN_ONE
-                if len(frame.columns) == 1 and ";" in frame.columns[0]
-                else "name the columns with --map user=…,item=…,time=…",
+                remedy="name the columns with --map user=…,item=…,time=…",
             )
     if frame.is_empty():
         raise DatasetError(f"{where} holds no rows")

@@ -179,6 +179,10 @@ def read_table(path: Path, form: Format = "auto") -> pl.DataFrame:
             f"{path} cannot be read as {form}: {str(exc).strip().splitlines()[0]}",
             remedy="name its format with --format; text must be UTF-8, and each row have as many fields as the first",
         ) from exc
+    if len(table.columns) == 1 and ";" in table.columns[0]:
+        raise DatasetError(
+            f"{path} has semicolons between its columns", remedy="save it with commas, or as TSV with tabs"
+        )
     if table.is_empty():
         raise DatasetError(f"{path} holds no rows")
     return table

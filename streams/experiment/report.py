@@ -37,7 +37,7 @@ class ArmReport(msgspec.Struct, frozen=True, rename={"ndcg": "ndcg@10", "hr": "h
     hr: float
     mrr: float
     embedded: float
-    """Share of the recommendations that an embedding had a part in; the others waited for their first one."""
+    """Share of the recommendations that an embedding had a part in; the others were made before one came."""
     gap_mean: float | None
     """Interactions; over events that had an embedding, null if none had."""
     age_mean_s: float | None
@@ -162,7 +162,8 @@ def render_table(report: Report) -> Table:
     first = report.arms[0].arm if report.arms else ""
     table = Table(title=f"{report.dataset}: {report.events:,} events of {report.devices:,} devices", title_style="bold")
     for heading in ("arm", "events", "refreshes", "rate", "NDCG@10", "HR@10", "MRR", "embedded", "gap", "age"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading != "arm")
+        name = heading == "arm"
+        table.add_column(heading, justify="left" if name else "right", no_wrap=not name, min_width=7 if name else None)
     table.add_column(f"Δ NDCG@10 to {first} [95 %]", justify="right", no_wrap=True)
     for arm in report.arms:
         table.add_row(

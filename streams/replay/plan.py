@@ -96,8 +96,8 @@ class Schedule:
 
 
 def _moment(time_ms: int) -> str:
-    """As ``--from`` and ``--to`` take it."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """As ``--from`` takes it."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def make_schedule(prepared: Prepared, plan: ReplayPlan, partitions: int) -> Schedule:

@@ -58,7 +58,7 @@ def test_expected_gain_is_the_sum_over_the_catalogue(exclude_seen: bool) -> None
             gains.append(1 / np.log2(1 + rank))
         by_model = [float(np.exp(each) @ (gains[0] - gains[1]) / np.exp(each).sum()) for each in (raw[may], own)]
         assert found.by_model[:, user] == pytest.approx(by_model, abs=1e-4)
-        mixed = found.share * by_model[0] + (1 - found.share) * by_model[1]
+        mixed = found.cloud_share * by_model[0] + (1 - found.cloud_share) * by_model[1]
         assert found.gains[user] == pytest.approx(mixed, abs=1e-4)
 
 
@@ -72,7 +72,8 @@ def test_the_models_are_mixed_so_that_what_was_taken_is_likeliest() -> None:
     def share(embeddings: np.ndarray, hidden: np.ndarray) -> float:
         at = Moments(moments.histories, moments.users, moments.positions, hidden, False)
         served = worth.Served(embeddings, np.full(USERS, 0.5), np.zeros(USERS))
-        return worth.expected_gains(catalogue, at, served, served, lambda rows: np.zeros((USERS, N), np.float32)).share
+        nothing = np.zeros((USERS, N), np.float32)
+        return worth.expected_gains(catalogue, at, served, served, lambda rows: nothing[rows]).cloud_share
 
     knows = 30 * vectors[moments.targets]
     guesses = rng.normal(size=(USERS, D)).astype(np.float32)
@@ -94,13 +95,15 @@ def test_the_head_finds_what_decides_in_the_unit_of_the_gains_that_were_had() ->
     phi = rng.normal(size=(4_000, len(PHI))).astype(np.float32)
     truth = 0.05 + 0.04 * np.tanh(phi[:, 5])
     realised = truth + rng.normal(0, 0.2, len(phi))
-    gaps = np.ones(len(phi), np.int64)
+    gaps = np.where(np.arange(len(phi)) % 8, 3, 0)
+    truth[gaps == 0] = realised[gaps == 0] = 0
     found = worth.fit(phi, gaps, 3 * truth - 0.1, realised, np.arange(4_000) // 20, HeadOptions(epochs=30), seed=0)
     assert np.corrcoef(found.predicted, truth)[0, 1] > 0.95
     assert found.predicted.mean() == pytest.approx(realised.mean(), abs=1e-6)
     top = np.argsort(-found.predicted)[:400]
     assert found.predicted[top].mean() == pytest.approx(truth[top].mean(), abs=0.02)
-    assert np.corrcoef(found.head.values(phi), truth)[0, 1] > 0.95
+    assert np.corrcoef(found.head.values(phi)[gaps > 0], truth[gaps > 0])[0, 1] > 0.95
+    assert not found.predicted[gaps == 0].any()
 
 
 def test_the_head_is_never_turned_around_and_survives_no_moments() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bundles import make_bundle
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,6 +66,25 @@ def test_what_cannot_be_imported_ends_with_1_and_a_remedy(tables: Path) -> None:
     assert taken.returncode == 1
     assert "built-in" in taken.stderr
     assert not (tables / "datasets").exists()
+
+
+def test_a_folder_and_semicolons_are_told_as_what_they_are(tables: Path) -> None:
+    folder = driftline(tables, "data", "import", "--name", "mine", "--events", ".")
+    assert folder.returncode == 1
+    assert "is a folder\nremedy: name the file in it" in folder.stderr
+    (tables / "s.csv").write_text("user_id;item_id;timestamp\na;x;1\n")
+    done = driftline(tables, "data", "import", "--name", "mine", "--events", "s.csv")
+    assert done.returncode == 1
+    assert "s.csv has semicolons between its columns" in done.stderr
+
+
+def test_a_replay_refuses_a_bundle_of_other_data(tables: Path) -> None:
+    driftline(tables, "data", "import", "--name", "mine", "--map", "user=who,item=what,time=when", "--events", "e.csv")
+    bundle = make_bundle(tables / "bundle", n_items=4, d=8, srm_dim=8, window=4)
+    done = driftline(tables, "replay", "mine", "--bundle", str(bundle.path), "--bootstrap", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "was trained on other data" in done.stderr
+    assert "--bundle, or none" in done.stderr
 
 
 def test_a_replay_without_a_broker_or_with_two_paces_says_so(tables: Path) -> None:
