@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rich.console import Console
 
-TABLE_WIDTH: Final = 150
+TABLE_WIDTH: Final = 170
 """Columns of a file or a pipe: rich would take it for 80 and break names apart."""
 
 

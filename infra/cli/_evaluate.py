@@ -121,7 +121,7 @@ class Evaluation:
         manifest, bundle = self.manifest, self.judged.bundle.manifest
         kept = "what was taken before is left out" if bundle.exclude_seen else "what was taken before counts again"
         console.print(
-            f"{manifest['dataset']}, bundle {manifest['bundle']} of Driftline {bundle.driftline_version}, "
+            f"{manifest['dataset']}, bundle {manifest['bundle']} (Driftline {bundle.driftline_version}), "
             f"seed {manifest['options']['seed']}; ranked among all {bundle.n_items} items, {kept}",
             highlight=False,
             markup=False,
