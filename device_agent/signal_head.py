@@ -6,11 +6,13 @@ A bundle has two: ``staleness`` (`device_agent.staleness`) and ``worth`` (`devic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+_ZERO: Final = np.int64(0)
 
 
 def folded(tensors: Mapping[str, Floats], name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -18,6 +20,13 @@ def folded(tensors: Mapping[str, Floats], name: str) -> tuple[npt.NDArray[np.flo
     weight = tensors[f"{name}.0.weight"].astype(np.float64) / tensors["phi.scale"]
     bias: npt.NDArray[np.float64] = tensors[f"{name}.0.bias"] - weight @ tensors["phi.mean"]
     return weight, bias
+
+
+def with_known_ends(values: Floats, gap: npt.NDArray[np.integer]) -> Floats:
+    """(...) what a head says; 0 at gap 0, where the cached embedding is the fresh one, and 1 without any (gap below 0)."""
+    if np.count_nonzero(gap > _ZERO) == gap.size:
+        return values
+    return np.where(gap > _ZERO, values, (gap < _ZERO).astype(np.float32))
 
 
 class SignalHead:

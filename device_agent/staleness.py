@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from device_agent.signal_head import SignalHead
+from device_agent.signal_head import SignalHead, with_known_ends
 from streams.bundle import PHI
 
 Floats = npt.NDArray[np.float32]
@@ -54,7 +54,6 @@ CLOUD_DEVIATION: Final = PHI.index("cloud_deviation")
 SRM_DEVIATION: Final = PHI.index("srm_deviation")
 SURPRISE: Final = PHI.index("surprise")
 LOG_COUNT: Final = PHI.index("log_count")
-_ZERO: Final = np.int64(0)
 
 
 class StalenessModel:
@@ -65,7 +64,4 @@ class StalenessModel:
 
     def __call__(self, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
         """(...) staleness in [0, 1] from φ (..., P); gaps (...) are below 0 where there is no embedding."""
-        s: Floats = expit(self._logit(phi))
-        if np.count_nonzero(gap > _ZERO) < gap.size:
-            s = np.where(gap > _ZERO, s, (gap < _ZERO).astype(np.float32))
-        return s
+        return with_known_ends(expit(self._logit(phi)), gap)

@@ -8,15 +8,13 @@ is learned is in `cloud_worker.training.worth`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from device_agent.signal_head import SignalHead
+from device_agent.signal_head import SignalHead, with_known_ends
 
 Floats = npt.NDArray[np.float32]
-_ZERO: Final = np.int64(0)
 
 
 class WorthModel:
@@ -27,7 +25,4 @@ class WorthModel:
 
     def __call__(self, phi: Floats, gap: npt.NDArray[np.integer]) -> Floats:
         """(...) w from φ (..., P): 0 at gap 0, and 1, which no refresh gains, without an embedding (gap below 0)."""
-        w = self._gain(phi)
-        if np.count_nonzero(gap > _ZERO) < gap.size:
-            w = np.where(gap > _ZERO, w, (gap < _ZERO).astype(np.float32))
-        return w
+        return with_known_ends(self._gain(phi), gap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_worker.training.bundles import check_data, find_bundle, newest_bundle, read_manifest
+from cloud_worker.training.bundles import check_data, find_bundle, newest_bundle
 from streams.bundle import load_manifest
 from streams.datasets import Prepared, Split
 from streams.errors import BundleError
@@ -46,10 +46,8 @@ def split_of_bundle(settings: Settings, prepared: Prepared) -> Split | None:
     if settings.bundle:
         manifest = load_manifest(settings.bundle)
         check_data(manifest, prepared)
+    elif found := find_bundle(settings.home, prepared.manifest.name, prepared.manifest.hash):
+        manifest = load_manifest(found)
     else:
-        path = find_bundle(settings.home, prepared.manifest.name, prepared.manifest.hash)
-        found = read_manifest(path) if path else None
-        if found is None:
-            return None
-        manifest = found
+        return None
     return Split(manifest.train, manifest.valid, manifest.test)

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from device_agent.worker import WorkerOptions, run_device_worker
+from streams.errors import EXIT_USAGE, SettingsError
 from streams.experiment.arms import parse_arms
 from streams.log import configure_logging
 from streams.settings import load_settings
@@ -32,7 +34,11 @@ def main() -> None:
         state_dir=Path(given["state_dir"]),
         status_file=Path(given["status_file"]) if given.get("status_file") else None,
     )
-    run_device_worker(load_settings(flags=given["flags"]), options, on_step=on_step)
+    try:
+        run_device_worker(load_settings(flags=given["flags"]), options, on_step=on_step)
+    except SettingsError:
+        traceback.print_exc()
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
     if len(pairs) > MOST_PAIRS:
         pairs = pairs.take(np.sort(draw.choice(len(pairs), MOST_PAIRS, replace=False)))
     just_asked = np.sort(draw.choice(at, min(len(at), len(pairs) // 6), replace=False))
-    pairs = Pairs(np.concatenate([pairs.stale, just_asked]), np.concatenate([pairs.fresh, just_asked]))
+    pairs += Pairs(just_asked, just_asked)
     data = bench.data(pairs)
     repaired = calibration.apply(repair, data)
     return _Seen(bench, at, bench.moments(at), bench.embeddings[at], pairs, bench.moments(pairs.fresh), data, repaired)
@@ -174,7 +174,7 @@ def _choose_list_weight(seen: _Seen, lists: CloudLists) -> float:
     """The learned λ of LSC4Rec, over lists (of every moment) that are up to `GAP` interactions old."""
     listed = seen.bench.snapshots.judged[seen.pairs.stale]  # lists were made at every moment, and not before
     near = seen.pairs.take(listed & (seen.data.gap > 0) & (seen.data.gap <= GAP))
-    served = Pairs(np.concatenate([seen.at, near.stale]), np.concatenate([seen.at, near.fresh]))
+    served = Pairs(seen.at, seen.at) + near
     places = np.searchsorted(seen.at, served.stale)
     assert np.array_equal(seen.at[places], served.stale)
     taken = lists.take(places)

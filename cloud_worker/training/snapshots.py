@@ -77,6 +77,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.stale)
 
+    def __add__(self, others: Pairs) -> Pairs:
+        """These, then the others."""
+        return Pairs(np.concatenate([self.stale, others.stale]), np.concatenate([self.fresh, others.fresh]))
+
     def take(self, rows: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Pairs:
         """Some of them."""
         return Pairs(self.stale[rows], self.fresh[rows])

@@ -200,15 +200,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     embeddings = fitted(answers, space, blend, lambda done, total: run.on_progress(Progress("fitting", done, total)))
 
     pairs = pairs_of(snapshots, options.calibrator.largest_gap, judged=False)
-    bench = make_bench(
-        networks,
-        histories,
-        snapshots,
-        embeddings,
-        exclude_seen=run.exclude_seen,
-        decay=options.recency_decay,
-        pairs=_standard_pairs(snapshots, pairs),
-    )
+    bench = _bench(run, networks, snapshots, embeddings, pairs)
     generator = run.generator("calibrator")
     run.seed_torch("calibrator")
     repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden).to(run.device)
@@ -227,10 +219,22 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
     return _Stage(networks, answers, bench, repair, formula, blend, judged, metrics)
 
 
-def _standard_pairs(snapshots: Snapshots, pairs: Pairs) -> Pairs:
-    """Over what φ is standardised: pairs of the training period, and its snapshots just after a refresh."""
+def _bench(run: Run, networks: Networks, snapshots: Snapshots, embeddings: Floats, pairs: Pairs) -> Bench:
+    """The bench of a stage; φ is standardised over `pairs` of the training period, and its snapshots just refreshed.
+
+    Each stage standardises by its own networks, over the same moments: the scores of networks that have gone on spread
+    wider, and for what was chosen before φ has to mean what it meant.
+    """
     train = np.flatnonzero(~snapshots.valid)
-    return Pairs(np.concatenate([pairs.stale, train]), np.concatenate([pairs.fresh, train]))
+    return make_bench(
+        networks,
+        run.histories,
+        snapshots,
+        embeddings,
+        exclude_seen=run.exclude_seen,
+        decay=run.options.recency_decay,
+        pairs=pairs + Pairs(train, train),
+    )
 
 
 def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
@@ -248,22 +252,11 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
         first.blend,
         lambda done, total: run.on_progress(Progress("fitting again", done, total)),
     )
-    every = [pairs_of(snapshots, options.calibrator.largest_gap, judged=judged) for judged in (False, True)]
-    # The scores of networks that have gone on spread wider. For what was chosen, φ has to mean what it meant: it is
-    # standardised anew, over the moments that it was standardised over.
-    bench = make_bench(
-        networks,
-        histories,
-        snapshots,
-        embeddings,
-        exclude_seen=run.exclude_seen,
-        decay=options.recency_decay,
-        pairs=_standard_pairs(snapshots, every[0]),
-    )
-    pairs = Pairs(np.concatenate([p.stale for p in every]), np.concatenate([p.fresh for p in every]))
+    pairs, judged = (pairs_of(snapshots, options.calibrator.largest_gap, judged=each) for each in (False, True))
+    bench = _bench(run, networks, snapshots, embeddings, pairs)
     repair = copy.deepcopy(first.repair)
     generator = run.generator("calibrator to the end")
-    _distil(run, "calibrator again", repair, bench, pairs, options.calibrator.final_steps, generator)
+    _distil(run, "calibrator again", repair, bench, pairs + judged, options.calibrator.final_steps, generator)
     return replace(first, networks=networks, answers=answers, bench=bench, repair=repair)
 
 

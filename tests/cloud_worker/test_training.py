@@ -22,7 +22,7 @@ from cloud_worker.training.options import (
     TrainOptions,
     in_a_hurry,
 )
-from cloud_worker.training.snapshots import pairs_of
+from cloud_worker.training.snapshots import Pairs, pairs_of
 from cloud_worker.training.train import train_bundle
 from streams.bundle import load_bundle
 from streams.datasets import Prepared, Split, global_time_split
@@ -165,7 +165,8 @@ def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path
     monkeypatch.setattr(training, "_distil", watched)
     train_bundle(*data, HashEncoder(), tmp_path / "x", TINY)
     first, last = seen["calibrator"], seen["calibrator again"]
-    pairs = training._standard_pairs(last.snapshots, pairs_of(last.snapshots, 96, judged=False))
+    train = np.flatnonzero(~last.snapshots.valid)
+    pairs = pairs_of(last.snapshots, 96, judged=False) + Pairs(train, train)
     for bench in (first, last):
         phi = bench.data(pairs).phi
         assert np.abs(phi.mean(axis=0)).max() < 1e-3

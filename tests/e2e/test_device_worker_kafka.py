@@ -138,8 +138,7 @@ def test_state_of_another_bundle_or_of_other_arms_is_refused(made: Pipeline, bun
     made.stop_workers()
     made.arms = ("never", "every-n:n=7")
     worker = made.start_worker("other")
-    assert worker.wait(60) in (1, EXIT_USAGE)  # the second where Faust does not stop in time
-    # As a SettingsError it ends `driftline device` by exit 2, after which no supervisor tries again.
+    assert worker.wait(60) == EXIT_USAGE  # after which no supervisor tries again
     assert "SettingsError: the state of partition" in made.log_file("other").read_text()
 
 
