@@ -4,15 +4,17 @@ With x = [e, m, h, φ_standardised]: the cached embedding, the recency-weighted 
 of the device's own SRM, which has seen everything, and the staleness signals::
 
     gate = σ(W_g x + b_g)
-    ê    = e + (1 - gate) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)         MLP: linear, GELU (erf), linear
+    ê    = e + (1 - gate) ⊙ tanh(gap / τ) ⊙ (MLP(x) - e)         MLP: linear, GELU (erf), linear
 
-At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights.
+At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights. τ is the bundle's: an
+embedding that goes on with what has just been taken has to be let go of at once, one that says what others do has not.
 
 Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the abstract; h and the tanh are ours.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,8 +27,8 @@ from streams.bundle import PHI
 Floats = npt.NDArray[np.float32]
 
 _ONE: Final = np.array(1, np.float32)
-_WIDE_OPEN: Final = 64
-"""Gap from which on tanh(gap / 4) is 1 in float32."""
+_WIDE_OPEN: Final = 10
+"""gap / τ from which on tanh(gap / τ) is 1 in float32."""
 
 
 class Calibrator:
@@ -57,7 +59,8 @@ class Calibrator:
         self._joint = np.ascontiguousarray(weight.T, dtype=np.float32)
         self._joint_bias = bias.astype(np.float32)
         self._second = np.ascontiguousarray(second.T * (np.sqrt(2) / 2), dtype=np.float32)
-        self._opening = np.tanh(np.arange(_WIDE_OPEN) / 4).astype(np.float32)
+        tau = float(tensors["calibrator.tau"][0])
+        self._opening = np.tanh(np.arange(math.ceil(_WIDE_OPEN * tau) + 1) / tau).astype(np.float32)
         self._second_bias = tensors["calibrator.mlp.2.bias"].astype(np.float32)
 
     def __call__(

@@ -182,9 +182,10 @@ def _calibrated(g: Nodes, tensors: Mapping[str, Floats], embedding: str, recent:
     spread = np.concatenate([of_e_and_m, np.zeros((len(weight), 2)), of_phi, of_srm], axis=1)
     joint = g("Gemm", g("Concat", embedding, recent, "hidden", axis=1), g.const(spread.T), g.const(bias))
     gate_logit, inner = g.many("Split", 2, joint, g.ints(d, hidden), axis=1)
+    tau = float(tensors["calibrator.tau"][0])
     second, second_bias = tensors["calibrator.mlp.2.weight"].T, tensors["calibrator.mlp.2.bias"]
     repaired = g("Gemm", g("Gelu", inner), g.const(second), g.const(second_bias))
-    opening = g("Tanh", g("Mul", g("Cast", "gap", to=TensorProto.FLOAT), g.const(0.25)))
+    opening = g("Tanh", g("Mul", g("Cast", "gap", to=TensorProto.FLOAT), g.const(1 / tau)))
     change = g("Mul", g("Sub", repaired, embedding), g("Mul", g("Sigmoid", gate_logit), opening))
     return g("Add", embedding, change)
 

@@ -23,7 +23,7 @@ def folded(tensors: Mapping[str, Floats], name: str) -> tuple[npt.NDArray[np.flo
 
 
 def with_known_ends(values: Floats, gap: npt.NDArray[np.integer]) -> Floats:
-    """(...) what a head says; 0 at gap 0, where the cached embedding is the fresh one, and 1 without any (gap below 0)."""
+    """(...) what a head says; 0 at gap 0, where the cached embedding is the fresh one, 1 without any (gap below 0)."""
     if np.count_nonzero(gap > _ZERO) == gap.size:
         return values
     return np.where(gap > _ZERO, values, (gap < _ZERO).astype(np.float32))

@@ -31,7 +31,8 @@ from safetensors.numpy import save as save_tensors
 
 from streams.errors import BundleError
 
-FORMAT: Final = 4
+FORMAT: Final = 5
+LARGEST_TAU: Final = 1_000
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.msgpack"
 DEVICE: Final = "device.safetensors"
@@ -67,6 +68,7 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "calibrator.mlp.0.bias": "(H,)",
     "calibrator.mlp.2.weight": "(d, H)",
     "calibrator.mlp.2.bias": "(d,)",
+    "calibrator.tau": "(1,) interactions over which a stale embedding is let go of: above 0, up to LARGEST_TAU",
     "staleness.0.weight": "(R, P) logit of staleness over standardised phi: linear, tanh, linear",
     "staleness.0.bias": "(R,)",
     "staleness.2.weight": "(1, R)",
@@ -441,3 +443,5 @@ def _check(
                 raise BundleError(f"bundle {where}: tensor {name} has shape {shape}, wants ({', '.join(wanted)})")
             if not np.isfinite(given[name]).all():
                 raise BundleError(f"bundle {where}: tensor {name} holds NaN or infinity")
+    if not 0 < (tau := float(device["calibrator.tau"][0])) <= LARGEST_TAU:
+        raise BundleError(f"bundle {where}: calibrator.tau is {tau:g}, not above 0 and up to {LARGEST_TAU}")

@@ -56,6 +56,7 @@ def make_bundle(
         "calibrator.mlp.0.bias": np.zeros(hidden, np.float32),
         "calibrator.mlp.2.weight": normal(d, hidden),
         "calibrator.mlp.2.bias": np.zeros(d, np.float32),
+        "calibrator.tau": np.array([3.0], np.float32),
         "staleness.0.weight": normal(8, p),
         "staleness.0.bias": normal(8),
         "staleness.2.weight": normal(1, 8),

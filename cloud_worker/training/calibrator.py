@@ -1,10 +1,12 @@
 """The calibrator that a device repairs a stale embedding with, distilled from the embedding the cloud would send now.
 
-    x = [e, m, h, φ_std]      ê = e + (1 - σ(W_g x + b_g)) ⊙ tanh(gap / 4) ⊙ (MLP(x) - e)      MLP: linear, GELU, linear
+    x = [e, m, h, φ_std]      ê = e + (1 - σ(W_g x + b_g)) ⊙ tanh(gap / τ) ⊙ (MLP(x) - e)      MLP: linear, GELU, linear
 
 h is the state of the device's own SRM, which has seen everything the cloud has not. The loss is the KL divergence from
 the scores of the fresh embedding to those of ê, plus a small cross-entropy on the next item: distillation recovers far
-more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
+more than the next item alone does. How soon a stale embedding is let go of, τ, is chosen where it has not been trained
+(`cloud_worker.training.judging`): on what the networks were trained on, their embeddings are worth other than later.
+Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
 the abstract; h, the tanh, which leaves a fresh embedding alone, and the distillation are ours.
 
 `Stranger` is the control: the same distillation into a head that sees h only, so that no cloud is needed when it serves
@@ -86,10 +88,15 @@ class Calibrator(nn.Module):
     ----------
     d, srm_dim, hidden
         Widths of e, of h, and of the MLP.
+    tau
+        τ, interactions; above 0.
     """
 
-    def __init__(self, d: int, srm_dim: int, hidden: int) -> None:
+    tau: Tensor
+
+    def __init__(self, d: int, srm_dim: int, hidden: int, tau: float) -> None:
         super().__init__()
+        self.register_buffer("tau", torch.tensor([tau]))
         width = 2 * d + srm_dim + len(PHI)
         self.d = d
         # m is a mean of unit vectors: its numbers are √d times smaller than what the layers are initialised for.
@@ -101,7 +108,7 @@ class Calibrator(nn.Module):
         """(Q, d) ê."""
         x = torch.cat([stale, means * self.mean_scale, hidden, phi], dim=-1)
         closed = 1.0 - torch.sigmoid(self.gate(x))
-        repaired: Tensor = stale + closed * torch.tanh(gap[:, None] / 4.0) * (self.mlp(x) - stale)
+        repaired: Tensor = stale + closed * torch.tanh(gap[:, None] / self.tau) * (self.mlp(x) - stale)
         return repaired
 
     def tensors(self) -> dict[str, Floats]:
@@ -116,7 +123,8 @@ class Calibrator(nn.Module):
     def from_tensors(cls, tensors: Mapping[str, Floats]) -> Self:
         """Build the calibrator of a bundle's device part."""
         d, hidden = tensors["calibrator.mlp.2.weight"].shape
-        model = cls(d, tensors["calibrator.gate.weight"].shape[1] - 2 * d - len(PHI), hidden)
+        srm_dim = tensors["calibrator.gate.weight"].shape[1] - 2 * d - len(PHI)
+        model = cls(d, srm_dim, hidden, float(tensors["calibrator.tau"][0]))
         named = {name: np.array(tensors[f"calibrator.{name}"]) for name in model.state_dict()}
         for name in ("gate.weight", "mlp.0.weight"):
             named[name][:, d : 2 * d] /= model.mean_scale

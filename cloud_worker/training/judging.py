@@ -1,7 +1,8 @@
-"""Choosing α, β and the heads on the validation period, and telling what everything is worth there."""
+"""Choosing calibrator, α, β and the heads on the validation period, and telling what everything is worth there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.cloud_lists import CloudLists, cloud_lists
 from cloud_worker.training.data import Ints
-from cloud_worker.training.fusion import GRID, as_good_nearest_to, best_alpha, between
+from cloud_worker.training.fusion import GRID, as_good_nearest_to, best_alpha, between, smoothed
 from cloud_worker.training.list_fusion import LEARNED, best_weight
 from cloud_worker.training.metrics import Ranks, auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
@@ -42,10 +43,13 @@ class Judged(NamedTuple):
 
     Attributes
     ----------
+    repair
+        The calibrator.
     alphas, trends
         α and β at staleness 0 and 1.
     """
 
+    repair: calibration.Calibrator
     alphas: tuple[float, float]
     trends: tuple[float, float]
     staleness: SignalHead
@@ -56,24 +60,27 @@ class Judged(NamedTuple):
 def judge(
     run: Run,
     bench: Bench,
-    repair: calibration.Calibrator,
+    repairs: Sequence[calibration.Calibrator],
     answers: Answers,
     blend: Blend,
     space: tuple[Tensor, Tensor],
     told: Told,
 ) -> Judged:
-    """α, β, the heads, and what every model is worth on the validation period.
+    """The calibrator, α, β, the heads, and what every model is worth on the validation period.
 
     Parameters
     ----------
+    repairs
+        One of them is chosen.
     answers
         Of the validation period's snapshots.
     """
-    seen = _look(run, bench, repair)
+    seen = _look(run, bench)
     run.on_progress(Progress("choosing α", 0, 1))
-    fusion = _choose_alphas(run, seen)
+    fusion = _choose_alphas(run, seen, repairs)
     weight = _choose_list_weight(seen, cloud_lists(answers, seen.every, space, blend))
-    run.on_progress(Progress("choosing α", 1, 1, f"α {fusion.fresh_alpha:.2f} fresh, {fusion.stale_alpha:.2f} stale"))
+    alphas, tau = (fusion.fresh_alpha, fusion.stale_alpha), float(fusion.repair.tau)
+    run.on_progress(Progress("choosing α", 1, 1, f"α {alphas[0]:.2f} fresh, {alphas[1]:.2f} stale, τ {tau:g}"))
     run.on_progress(Progress("choosing β", 0, 1))
     betas = _choose_betas(seen, fusion, told)
     run.on_progress(Progress("choosing β", 1, 1, f"β {betas.fresh_beta:.1f} fresh, {betas.stale_beta:.1f} stale"))
@@ -81,9 +88,8 @@ def judge(
     worth, of_worth = _fit_worth(run, seen, fusion, betas, told)
     run.on_progress(Progress("what refreshes gain", 1, 1))
     found = _of_parts(run, seen, answers, blend, space) | _of_fusion(seen, fusion) | betas.metrics | of_worth
-    found |= {"blend.live": blend.live, "blend.text": blend.text, LEARNED: weight}
-    alphas, trends = (fusion.fresh_alpha, fusion.stale_alpha), (betas.fresh_beta, betas.stale_beta)
-    return Judged(alphas, trends, fusion.staleness.head, worth, found)
+    found |= {"blend.live": blend.live, "blend.text": blend.text, LEARNED: weight, "calibrator.tau": tau}
+    return Judged(fusion.repair, alphas, (betas.fresh_beta, betas.stale_beta), fusion.staleness.head, worth, found)
 
 
 class _Seen(NamedTuple):
@@ -94,7 +100,7 @@ class _Seen(NamedTuple):
     at
         Snapshots that are judged, and ``every`` moment at them; ``now`` is what the cloud would send there.
     pairs
-        Their moments, their data, and what the calibrator makes of their stale embeddings.
+        With their ``moments`` and ``data``.
     """
 
     bench: Bench
@@ -104,7 +110,6 @@ class _Seen(NamedTuple):
     pairs: Pairs
     moments: evaluate.Moments
     data: calibration.CalibrationData
-    repaired: Floats
 
     @property
     def far(self) -> npt.NDArray[np.bool_]:
@@ -112,7 +117,7 @@ class _Seen(NamedTuple):
         return np.asarray(self.data.gap == GAP)
 
 
-def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
+def _look(run: Run, bench: Bench) -> _Seen:
     at = np.flatnonzero(bench.snapshots.judged)
     pairs = pairs_of(bench.snapshots, run.options.calibrator.largest_gap, judged=True)
     draw = run.generator("pairs")
@@ -120,20 +125,23 @@ def _look(run: Run, bench: Bench, repair: calibration.Calibrator) -> _Seen:
         pairs = pairs.take(np.sort(draw.choice(len(pairs), MOST_PAIRS, replace=False)))
     just_asked = np.sort(draw.choice(at, min(len(at), len(pairs) // 6), replace=False))
     pairs += Pairs(just_asked, just_asked)
-    data = bench.data(pairs)
-    repaired = calibration.apply(repair, data)
-    return _Seen(bench, at, bench.moments(at), bench.embeddings[at], pairs, bench.moments(pairs.fresh), data, repaired)
+    moments, data = bench.moments(pairs.fresh), bench.data(pairs)
+    return _Seen(bench, at, bench.moments(at), bench.embeddings[at], pairs, moments, data)
 
 
 class _Fusion(NamedTuple):
-    """α at both ends, the staleness head, and α(s) of each pair; the ranks without tables.
+    """The calibrator, α at both ends, the staleness head, and α(s) of each pair; the ranks without tables.
 
     Attributes
     ----------
+    repaired
+        What the calibrator makes of the pairs' stale embeddings.
     now_ranks
         Of every moment just after a refresh; the others are of the pairs.
     """
 
+    repair: calibration.Calibrator
+    repaired: Floats
     fresh_alpha: float
     stale_alpha: float
     staleness: reliability.Fitted
@@ -145,7 +153,7 @@ class _Fusion(NamedTuple):
     repaired_ranks: Ranks
 
 
-def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
+def _choose_alphas(run: Run, seen: _Seen, repairs: Sequence[calibration.Calibrator]) -> _Fusion:
     catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
     now = evaluate.ranks_for_alphas(catalogue, seen.every, seen.now, GRID)
     fresh_alpha = best_alpha(now)
@@ -154,10 +162,14 @@ def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
     was_stale = reliability.pays(stale_ranks, fresh_ranks)
     staleness = reliability.fit(data.phi, data.gap, was_stale, moments.users, run.options.heads, run.options.seed)
     choices = [between(fresh_alpha, alpha, staleness.predicted) for alpha in STALE_GRID]
-    repaired = evaluate.ranks_for_alphas(catalogue, moments, seen.repaired, choices)
-    stale_alpha = best_alpha(repaired, STALE_GRID)
+    made = [calibration.apply(repair, data) for repair in repairs]
+    ranks = [evaluate.ranks_for_alphas(catalogue, moments, each, choices) for each in made]
+    best = int(np.argmax([smoothed(each).max() for each in ranks])) if len(moments) else 0
+    stale_alpha = best_alpha(ranks[best], STALE_GRID)
     chosen = STALE_GRID.index(stale_alpha)
     return _Fusion(
+        repairs[best],
+        made[best],
         fresh_alpha,
         stale_alpha,
         staleness,
@@ -166,7 +178,7 @@ def _choose_alphas(run: Run, seen: _Seen) -> _Fusion:
         now[GRID.index(fresh_alpha)],
         fresh_ranks,
         stale_ranks,
-        repaired[chosen],
+        ranks[best][chosen],
     )
 
 
@@ -200,7 +212,7 @@ def _choose_betas(seen: _Seen, fusion: _Fusion, told: Told) -> _Betas:
     alone_beta, best_beta = best_alpha(alone, WEIGHTS), best_alpha(fresh, WEIGHTS)
     fresh_beta = as_good_nearest_to(alone_beta, best_beta, fresh, every.users, WEIGHTS)
     tried = [between(fresh_beta, stale, fusion.staleness.predicted) for stale in WEIGHTS]
-    stale = told.ranks(catalogue, seen.moments, seen.repaired, fusion.alphas, tried)
+    stale = told.ranks(catalogue, seen.moments, fusion.repaired, fusion.alphas, tried)
     stale_beta = best_alpha(np.concatenate([stale, alone], axis=1), WEIGHTS)
     chosen = WEIGHTS.index(stale_beta)
     metrics = {"trends.fresh": fresh_beta, "trends.stale": stale_beta}
@@ -216,7 +228,7 @@ def _fit_worth(
     """The head of the gain that a refresh adds to what is served, tables included, and what it is worth."""
     catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
     after = Served(data.fresh, np.full(len(moments), fusion.fresh_alpha), np.full(len(moments), betas.fresh_beta))
-    before = Served(seen.repaired, fusion.alphas, betas.betas)
+    before = Served(fusion.repaired, fusion.alphas, betas.betas)
     expected = expected_gains(catalogue, moments, after, before, told.said(moments))
     (after_ranks,) = told.ranks(catalogue, moments, data.fresh, fusion.fresh_alpha, [after.betas])
     realised = reliability.gain(after_ranks) - reliability.gain(betas.served_ranks)

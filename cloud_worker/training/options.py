@@ -70,6 +70,8 @@ class CalibratorOptions:
     ``steps`` are batches: short histories make few pairs, and an epoch over them is soon done; of long ones it may be
     less than two. On the validation periods of ML-100K and Beauty 500 are as good as twice as many and better than four
     times. ``final_steps`` follow when the networks have gone on over the validation period; how many was not studied.
+    With each τ of ``taus`` it is trained anew, and the one that ranks best on the validation period is kept; of equal
+    ones the first.
     """
 
     hidden: int = 128
@@ -80,6 +82,7 @@ class CalibratorOptions:
     next_item_weight: float = 0.1
     largest_gap: int = 96
     negatives: int = 4096
+    taus: tuple[float, ...] = (4.0, 1.0, 2.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def in_a_hurry(options: TrainOptions) -> TrainOptions:
         sequence=replace(options.sequence, epochs=5, final_epochs=2, learning_rate=8e-3),
         most_positions=1_000_000,
         moments=replace(options.moments, train=2_500, valid=1_500, encoded_train=400, encoded_valid=200),
-        calibrator=replace(options.calibrator, steps=300, final_steps=100),
+        calibrator=replace(options.calibrator, steps=300, final_steps=100, taus=options.calibrator.taus[:1]),
     )
 
 

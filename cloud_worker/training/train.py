@@ -3,8 +3,8 @@
 1. histories up to the test period; nothing later is read;
 2. on the training period: the SRM and the cloud's sequence network, while another thread encodes texts and asks the
    live index about the past, and then another process trains the SRM of step 4 and the second one; the projector;
-3. on the validation period: the live formula, the blend, α, β, the heads over the signals, what everything is worth;
-   the calibrator is distilled on the training period before;
+3. the calibrator is distilled on the training period, with several τ;
+   on the validation period: the live formula, the blend, τ, α, β, the heads over the signals, what everything is worth;
 4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
 5. save.
 """
@@ -201,10 +201,7 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
 
     pairs = pairs_of(snapshots, options.calibrator.largest_gap, judged=False)
     bench = _bench(run, networks, snapshots, embeddings, pairs)
-    generator = run.generator("calibrator")
-    run.seed_torch("calibrator")
-    repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden).to(run.device)
-    _distil(run, "calibrator", repair, bench, pairs, options.calibrator.steps, generator)
+    repairs = _calibrators(run, bench, pairs)
     told = Told(
         histories,
         valid.start_ms,
@@ -212,11 +209,11 @@ def _first_stage(run: Run, background: Background, valid: Period) -> _Stage:
         ring=formula.ring,
         on_done=lambda done, total: run.on_progress(Progress("neighbour tables", done, total)),
     )
-    judged = judge(run, bench, repair, answers.take(at), blend, space, told)
+    judged = judge(run, bench, repairs, answers.take(at), blend, space, told)
     metrics = judged.metrics
     metrics |= {f"live.{index}": value for index, value in enumerate(live_values)}
     metrics |= {"snapshots": float(len(snapshots)), "encoded": float(snapshots.encoded.sum())}
-    return _Stage(networks, answers, bench, repair, formula, blend, judged, metrics)
+    return _Stage(networks, answers, bench, judged.repair, formula, blend, judged, metrics)
 
 
 def _bench(run: Run, networks: Networks, snapshots: Snapshots, embeddings: Floats, pairs: Pairs) -> Bench:
@@ -235,6 +232,18 @@ def _bench(run: Run, networks: Networks, snapshots: Snapshots, embeddings: Float
         decay=run.options.recency_decay,
         pairs=pairs + Pairs(train, train),
     )
+
+
+def _calibrators(run: Run, bench: Bench, pairs: Pairs) -> list[calibration.Calibrator]:
+    """One for each τ: with the same weights at the beginning, and the same batches."""
+    options, made = run.options, []
+    for tau in options.calibrator.taus:
+        run.seed_torch("calibrator")
+        repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden, tau).to(run.device)
+        steps, generator = options.calibrator.steps, run.generator("calibrator")
+        _distil(run, f"calibrator, τ {tau:g}", repair, bench, pairs, steps, generator)
+        made.append(repair)
+    return made
 
 
 def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:

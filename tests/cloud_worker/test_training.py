@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from cloud_worker.training import judging
 from cloud_worker.training import train as training
 from cloud_worker.training.bundles import bundle_path, find_bundle, fits
 from cloud_worker.training.controls import load_controls
@@ -109,7 +111,8 @@ def test_every_stage_is_told_and_ends(trained):
         "live index",
         "cloud network",
         "projector",
-        "calibrator",
+        "calibrator, τ 4",
+        "calibrator, τ 1",
         "SRM to the end",
         "cloud to the end",
         "second SRM",
@@ -164,7 +167,7 @@ def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path
 
     monkeypatch.setattr(training, "_distil", watched)
     train_bundle(*data, HashEncoder(), tmp_path / "x", TINY)
-    first, last = seen["calibrator"], seen["calibrator again"]
+    first, last = seen["calibrator, τ 4"], seen["calibrator again"]
     train = np.flatnonzero(~last.snapshots.valid)
     pairs = pairs_of(last.snapshots, 96, judged=False) + Pairs(train, train)
     for bench in (first, last):
@@ -173,6 +176,23 @@ def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path
         assert phi.std(axis=0).max() < 1.01
     assert np.array_equal(load_bundle(tmp_path / "x").device["phi.mean"], last.phi_mean)
     assert np.abs(first.phi_mean - last.phi_mean).max() > 0.01
+
+
+def test_the_calibrator_that_ranks_best_on_the_validation_period_is_kept(data, tmp_path, monkeypatch):
+    made = training._calibrators
+
+    def one_is_spoilt(*args):
+        repairs = made(*args)
+        with torch.no_grad():
+            repairs[0].mlp[2].bias.normal_(0, 100)
+        return repairs
+
+    options = dataclasses.replace(TINY, calibrator=dataclasses.replace(TINY.calibrator, taus=(0.5, 6.0)))
+    monkeypatch.setattr(training, "_calibrators", one_is_spoilt)
+    monkeypatch.setattr(judging, "STALE_GRID", (0.8,))  # or else the SRM, which is good on these data, would serve alone
+    manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", options)
+    assert manifest.metrics["calibrator.tau"] == 6.0
+    assert load_bundle(tmp_path / "x").device["calibrator.tau"] == [6.0]
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bundle(trained, data, tmp_path):

@@ -56,7 +56,7 @@ def _calibration_data(n: int, d: int, gap: int) -> calibration.CalibrationData:
 
 def test_calibrator_leaves_a_fresh_embedding_alone():
     data = _calibration_data(7, 6, gap=0)
-    np.testing.assert_array_equal(calibration.apply(calibration.Calibrator(6, 4, 8), data), data.stale)
+    np.testing.assert_array_equal(calibration.apply(calibration.Calibrator(6, 4, 8, tau=4.0), data), data.stale)
 
 
 def _losses_of_fitting(data, n_items, options):
@@ -65,7 +65,7 @@ def _losses_of_fitting(data, n_items, options):
     for steps in (1, options.steps):
         torch.manual_seed(0)
         rng = np.random.default_rng(1)
-        model, vectors = calibration.Calibrator(6, 4, 32), rng.normal(size=(n_items, 6)).astype(np.float32)
+        model, vectors = calibration.Calibrator(6, 4, 32, tau=4.0), rng.normal(size=(n_items, 6)).astype(np.float32)
         bias = np.zeros(n_items, np.float32)
         calibration.fit(model, data, vectors, bias, options, steps, rng, lambda *each: told.append(each))
     return told[0][1], np.array(told[1:])
@@ -97,7 +97,7 @@ def test_a_calibrator_is_trained_for_as_many_steps_however_few_pairs_there_are(r
 def test_calibrator_of_a_bundle_says_the_same():
     torch.manual_seed(0)
     data = _calibration_data(9, 6, gap=5)
-    model = calibration.Calibrator(6, 4, 8)
+    model = calibration.Calibrator(6, 4, 8, tau=4.0)
     again = calibration.Calibrator.from_tensors(model.tensors())
     np.testing.assert_allclose(calibration.apply(again, data), calibration.apply(model, data), atol=1e-5)
 

@@ -165,7 +165,7 @@ class PlainDevice:
         z = t["calibrator.mlp.0.weight"] @ x + t["calibrator.mlp.0.bias"]
         gelu = z * 0.5 * (1 + np.array([math.erf(each / math.sqrt(2)) for each in z]))
         mlp = t["calibrator.mlp.2.weight"] @ gelu + t["calibrator.mlp.2.bias"]
-        return self.e + (1 - gate) * math.tanh((self.count - self.as_of) / 4) * (mlp - self.e)
+        return self.e + (1 - gate) * math.tanh((self.count - self.as_of) / t["calibrator.tau"][0]) * (mlp - self.e)
 
     def scores(self, now_ms):
         t = self.t

@@ -25,7 +25,8 @@ def test_fresh_embedding_is_left_alone(seed, rows, size):
     assert np.array_equal(Calibrator(TENSORS)(e, m, h, phi, np.zeros(rows, np.int64)), e)
 
 
-def test_the_trained_calibrator_computes_the_same_on_the_device():
+@pytest.mark.parametrize("tau", [0.05, 2.5, 40.0])
+def test_the_trained_calibrator_computes_the_same_on_the_device(tau):
     torch = pytest.importorskip("torch")
     from cloud_worker.training.calibrator import Calibrator as Trained
 
@@ -33,13 +34,13 @@ def test_the_trained_calibrator_computes_the_same_on_the_device():
     scale = rng.uniform(0.5, 2, P).astype(np.float32)
     mean = rng.normal(0, 1, P).astype(np.float32)
     torch.manual_seed(0)
-    model = Trained(D, H, 24)
+    model = Trained(D, H, 24, tau=tau)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3)  # to use the curved parts
     e, m = (rng.normal(0, 1, (rows, D)).astype(np.float32) for _ in range(2))
     h, phi = rng.uniform(-1, 1, (rows, H)).astype(np.float32), rng.normal(0, 1, (rows, P)).astype(np.float32)
-    gap = np.arange(rows)
+    gap = np.arange(rows) ** 2  # far beyond the largest τ
     given_to_torch = (e, m, h, (phi - mean) / scale, gap.astype(np.float32))
     with torch.no_grad():
         theirs = model(*(torch.from_numpy(each) for each in given_to_torch)).numpy()

@@ -188,6 +188,13 @@ def test_nan_and_infinity_are_refused(bundle, tmp_path, part, name, value):
         _again(bundle, tmp_path / "broken", **{part: tensors})
 
 
+@pytest.mark.parametrize("tau", [0.0, -1.0, 1001.0])
+def test_a_calibrator_that_never_lets_go_or_divides_by_zero_is_refused(bundle, tmp_path, tau):
+    tensors = dict(bundle.device) | {"calibrator.tau": np.array([tau], np.float32)}
+    with pytest.raises(BundleError, match=f"calibrator.tau is {tau:g}, not above 0 and up to 1000"):
+        _again(bundle, tmp_path / "broken", device=tensors)
+
+
 def test_a_wrong_size_along_one_axis_is_refused(bundle, tmp_path):
     wrong = dict(bundle.device) | {"item_vectors": bundle.device["item_vectors"][:, :-1]}
     with pytest.raises(BundleError, match=r"item_vectors has shape \(20, 7\), wants \(N, d\)"):
