@@ -189,7 +189,7 @@ def test_the_calibrator_that_ranks_best_on_the_validation_period_is_kept(data, t
 
     options = dataclasses.replace(TINY, calibrator=dataclasses.replace(TINY.calibrator, taus=(0.5, 6.0)))
     monkeypatch.setattr(training, "_calibrators", one_is_spoilt)
-    monkeypatch.setattr(judging, "STALE_GRID", (0.8,))  # or else the SRM, which is good on these data, would serve alone
+    monkeypatch.setattr(judging, "STALE_GRID", (0.8,))  # or the SRM, good on these data, serves alone
     manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", options)
     assert manifest.metrics["calibrator.tau"] == 6.0
     assert load_bundle(tmp_path / "x").device["calibrator.tau"] == [6.0]
