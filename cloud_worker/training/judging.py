@@ -77,7 +77,7 @@ def judge(
     """
     seen = _look(run, bench)
     run.on_progress(Progress("choosing α", 0, 1))
-    fusion = _choose_alphas(run, seen, repairs)
+    fusion = _choose_fusion(run, seen, repairs)
     weight = _choose_list_weight(seen, cloud_lists(answers, seen.every, space, blend))
     alphas, tau = (fusion.fresh_alpha, fusion.stale_alpha), float(fusion.repair.tau)
     run.on_progress(Progress("choosing α", 1, 1, f"α {alphas[0]:.2f} fresh, {alphas[1]:.2f} stale, τ {tau:g}"))
@@ -153,7 +153,7 @@ class _Fusion(NamedTuple):
     repaired_ranks: Ranks
 
 
-def _choose_alphas(run: Run, seen: _Seen, repairs: Sequence[calibration.Calibrator]) -> _Fusion:
+def _choose_fusion(run: Run, seen: _Seen, repairs: Sequence[calibration.Calibrator]) -> _Fusion:
     catalogue, moments, data = seen.bench.catalogue, seen.moments, seen.data
     now = evaluate.ranks_for_alphas(catalogue, seen.every, seen.now, GRID)
     fresh_alpha = best_alpha(now)
