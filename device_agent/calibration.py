@@ -6,8 +6,8 @@ of the device's own SRM, which has seen everything, and the staleness signals::
     gate = σ(W_g x + b_g)
     ê    = e + (1 - gate) ⊙ tanh(gap / τ) ⊙ (MLP(x) - e)         MLP: linear, GELU (erf), linear
 
-At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights. τ is the bundle's: an
-embedding that goes on with what has just been taken has to be let go of at once, one that says what others do has not.
+At gap 0 the tanh is 0, so a fresh embedding is left alone by construction, whatever the weights. τ is the bundle's,
+chosen in training: with a small one the stale embedding is replaced after one interaction, with a large one it fades.
 
 Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the abstract; h and the tanh are ours.
 """

@@ -22,7 +22,7 @@ count            i64 (R, 1)        of the whole graph alone: interactions before
 age_ms           i64 (R, 1)        of the whole graph alone: event time since the embedding was asked for
 history          i32 (R, W)        of the whole graph of a SASRec alone: the record's ring of items before it
 history_len      i64 (R, 1)        the same: how many items had gone into the ring
-told             f32 (R, C or N)   with ``trends`` alone: z(τ), what a neighbour table says (`streams.neighbours`)
+told             f32 (R, C or N)   with ``trends`` alone: z(t), what a neighbour table says (`streams.neighbours`)
 ===============  ===============  =======================================================================
 
 ===============  ===============  =======================================================================
@@ -219,7 +219,7 @@ def _query(g: Nodes, tables: FusionTables, calibrated: str, staleness: str, has:
 
 
 def _added(g: Nodes, tables: FusionTables, query: tuple[str, str, str, str], staleness: str) -> str:
-    """(R, C or N) β(s) σ z(τ), with σ the standard deviation of the fused scores over the catalogue."""
+    """(R, C or N) β(s) σ z(t), with σ the standard deviation of the fused scores over the catalogue."""
     fresh, stale = tables.trends
     beta = g("Add", g("Mul", staleness, g.const(stale - fresh)), g.const(fresh))
     spread = g("MatMul", g("Concat", *query, axis=1), g.const(square_root(tables.covariance)))

@@ -160,13 +160,13 @@ class NumpyServing:
         return self._ranker.candidate_scores(queries, pairs.choice.view(np.int32), added)
 
     def _added(self, queries: Floats, pairs: Pairs, table: NeighbourTable, staleness: Floats) -> Floats:
-        """(R, C or N) β(s) σ z(τ)."""
+        """(R, C or N) β(s) σ z(t)."""
         weight = (self._trends + self._trends_slope * staleness)[:, None] * self._ranker.spread(queries)
         return told(pairs, table, self.ranking) * weight
 
 
 def told(pairs: Pairs, table: NeighbourTable, ranking: Mode) -> Floats:
-    """(R, C or N) z(τ) but for a number a row (`NeighbourTable.scaled`); 0 for what is no candidate."""
+    """(R, C or N) z(t) but for a number a row (`NeighbourTable.scaled`); 0 for what is no candidate."""
     # The arms of a device ask the same, one after the other: it is answered once.
     first = np.ones(len(pairs.last), np.bool_)
     np.any(pairs.last[1:] != pairs.last[:-1], axis=1, out=first[1:])

@@ -32,7 +32,8 @@ from safetensors.numpy import save as save_tensors
 from streams.errors import BundleError
 
 FORMAT: Final = 5
-LARGEST_TAU: Final = 1_000
+TAU_RANGE: Final = (0.01, 1_000.0)
+"""Of the calibrator's τ: a device has a table of ten numbers for each unit of it, and divides by it in float32."""
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.msgpack"
 DEVICE: Final = "device.safetensors"
@@ -68,7 +69,7 @@ DEVICE_TENSORS: Final[Mapping[str, str]] = {
     "calibrator.mlp.0.bias": "(H,)",
     "calibrator.mlp.2.weight": "(d, H)",
     "calibrator.mlp.2.bias": "(d,)",
-    "calibrator.tau": "(1,) interactions over which a stale embedding is let go of: above 0, up to LARGEST_TAU",
+    "calibrator.tau": "(1,) interactions over which a stale embedding is let go of, in TAU_RANGE",
     "staleness.0.weight": "(R, P) logit of staleness over standardised phi: linear, tanh, linear",
     "staleness.0.bias": "(R,)",
     "staleness.2.weight": "(1, R)",
@@ -443,5 +444,6 @@ def _check(
                 raise BundleError(f"bundle {where}: tensor {name} has shape {shape}, wants ({', '.join(wanted)})")
             if not np.isfinite(given[name]).all():
                 raise BundleError(f"bundle {where}: tensor {name} holds NaN or infinity")
-    if not 0 < (tau := float(device["calibrator.tau"][0])) <= LARGEST_TAU:
-        raise BundleError(f"bundle {where}: calibrator.tau is {tau:g}, not above 0 and up to {LARGEST_TAU}")
+    least, most = TAU_RANGE
+    if not np.float32(least) <= (tau := device["calibrator.tau"][0]) <= most:
+        raise BundleError(f"bundle {where}: calibrator.tau is {tau:g}, not from {least:g} to {most:g}")

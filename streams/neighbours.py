@@ -4,8 +4,8 @@ Let C_ij count, over all users, how often items i and j were taken within `NEAR`
 further apart weighing `DECAY` less with each place, and n_i how often i was taken. The table keeps, for each item, the
 K others with the largest C_ij / sqrt(n_i n_j). With it a device adds to the scores that it serves by
 
-    τ(i) = Σ_k DECAY^k C[j_k, i] / sqrt(n_(j_k) n_i)        j_0, j_1, …: its user's last items, newest first
-    served(i) + β(s) σ z(τ)(i)                             σ: standard deviation of what is served, over the catalogue
+    t(i) = Σ_k DECAY^k C[j_k, i] / sqrt(n_(j_k) n_i)        j_0, j_1, …: its user's last items, newest first
+    served(i) + β(s) σ z(t)(i)                             σ: standard deviation of what is served, over the catalogue
 
 so both sides weigh as if they were standardised. β follows the staleness s as the weight of the cloud does
 (`device_agent.fusion`): a fresh embedding knows what others did, a stale one does not, and without one s is 1. The
@@ -51,13 +51,13 @@ class NeighbourTable:
     weights: npt.NDArray[np.float16]
 
     def sums(self, last: Int32s) -> npt.NDArray[np.float64]:
-        """(R, N) τ of devices whose last items, newest first, are (R, ≤ `NEAR`); -1 for none."""
+        """(R, N) t of devices whose last items, newest first, are (R, ≤ `NEAR`); -1 for none."""
         return self._sums(last)[:, : len(self.items)]
 
     def scaled(self, last: Int32s) -> Floats:
-        """(R, N) τ divided by its standard deviation over the catalogue; 0 where the table says nothing.
+        """(R, N) t divided by its standard deviation over the catalogue; 0 where the table says nothing.
 
-        That is z(τ) but for a number that is the same for all items of a row, which moves no rank.
+        That is z(t) but for a number that is the same for all items of a row, which moves no rank.
         """
         found, n = self._sums(last), len(self.items)
         mean = found.sum(axis=1) / n
@@ -69,7 +69,7 @@ class NeighbourTable:
         return scaled
 
     def _sums(self, last: Int32s) -> npt.NDArray[np.float64]:
-        """(R, N + 1) τ, and a column of zeros for the neighbours that are none."""
+        """(R, N + 1) t, and a column of zeros for the neighbours that are none."""
         n, rows = len(self.items), len(last)
         fading = (DECAY ** np.arange(last.shape[1])).astype(np.float32)
         asked = np.where(last >= 0, fading, np.float32(0))

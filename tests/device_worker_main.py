@@ -36,7 +36,7 @@ def main() -> None:
     )
     try:
         run_device_worker(load_settings(flags=given["flags"]), options, on_step=on_step)
-    except SettingsError:
+    except SettingsError:  # as `driftline device` ends
         traceback.print_exc()
         sys.exit(EXIT_USAGE)
 

@@ -4,10 +4,11 @@
 
 h is the state of the device's own SRM, which has seen everything the cloud has not. The loss is the KL divergence from
 the scores of the fresh embedding to those of ê, plus a small cross-entropy on the next item: distillation recovers far
-more than the next item alone does. How soon a stale embedding is let go of, τ, is chosen where it has not been trained
-(`cloud_worker.training.judging`): on what the networks were trained on, their embeddings are worth other than later.
-Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from
-the abstract; h, the tanh, which leaves a fresh embedding alone, and the distillation are ours.
+more than the next item alone does. Source: SCaLRec (arXiv 2601.22543), on-device calibration: a reconstruction from the
+abstract; h, the tanh, which leaves a fresh embedding alone, and the distillation are ours.
+
+τ is not distilled but chosen on the validation period (`cloud_worker.training.judging`): an embedding of a moment that
+the networks were trained on says more about the next one than an embedding of a later moment will.
 
 `Stranger` is the control: the same distillation into a head that sees h only, so that no cloud is needed when it serves
 (a light sequence model that predicts the semantic embedding, after SEAL). What calibration adds over it is what the

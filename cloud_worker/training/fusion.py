@@ -47,11 +47,11 @@ def best_alpha(ranks: npt.NDArray[np.int64], alphas: tuple[float, ...] = GRID) -
     ranks
         (len(alphas), Q) ranks of the same moments under each α; without moments it is the one in the middle.
     """
-    return alphas[int(np.argmax(smoothed(ranks)))] if ranks.shape[1] else alphas[len(alphas) // 2]
+    return alphas[int(np.argmax(smoothed_worth(ranks)))] if ranks.shape[1] else alphas[len(alphas) // 2]
 
 
-def smoothed(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """(A,) what each weight is worth, from ranks (A, Q) of the same moments under each; to nine places."""
+def smoothed_worth(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(A,) the curve that `best_alpha` takes the top of, from ranks (A, Q) under each α; to nine places."""
     worth = _worth(ranks).mean(axis=1)
     if len(worth) > _SMOOTHED_OVER:
         worth = savgol_filter(worth, _SMOOTHED_OVER, 2)

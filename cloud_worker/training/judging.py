@@ -15,7 +15,7 @@ from cloud_worker.training import calibrator as calibration
 from cloud_worker.training.bench import Bench
 from cloud_worker.training.cloud_lists import CloudLists, cloud_lists
 from cloud_worker.training.data import Ints
-from cloud_worker.training.fusion import GRID, as_good_nearest_to, best_alpha, between, smoothed
+from cloud_worker.training.fusion import GRID, as_good_nearest_to, best_alpha, between, smoothed_worth
 from cloud_worker.training.list_fusion import LEARNED, best_weight
 from cloud_worker.training.metrics import Ranks, auc, expected_calibration_error, summary
 from cloud_worker.training.networks import Answers
@@ -33,7 +33,7 @@ Doubles = npt.NDArray[np.float64]
 GAP: Final = 16
 """Interactions at which the metrics look at a stale embedding."""
 MOST_PAIRS: Final = 4_000
-"""Pairs with a gap that α and the heads are chosen on; a sixth as many have none, where s and w are 0."""
+"""Pairs with a gap that calibrator, α and the heads are chosen on; a sixth as many have none, where s and w are 0."""
 STALE_GRID: Final = (0.0, *GRID)
 """α at staleness 1, which no embedding reaches: what is judged is what α(s) comes to."""
 
@@ -44,7 +44,7 @@ class Judged(NamedTuple):
     Attributes
     ----------
     repair
-        The calibrator.
+        The calibrator, as it was judged.
     alphas, trends
         α and β at staleness 0 and 1.
     """
@@ -76,11 +76,11 @@ def judge(
         Of the validation period's snapshots.
     """
     seen = _look(run, bench)
-    run.on_progress(Progress("choosing α", 0, 1))
+    run.on_progress(Progress("choosing α and τ", 0, 1))
     fusion = _choose_fusion(run, seen, repairs)
     weight = _choose_list_weight(seen, cloud_lists(answers, seen.every, space, blend))
     alphas, tau = (fusion.fresh_alpha, fusion.stale_alpha), float(fusion.repair.tau)
-    run.on_progress(Progress("choosing α", 1, 1, f"α {alphas[0]:.2f} fresh, {alphas[1]:.2f} stale, τ {tau:g}"))
+    run.on_progress(Progress("choosing α and τ", 1, 1, f"α {alphas[0]:.2f} fresh, {alphas[1]:.2f} stale, τ {tau:g}"))
     run.on_progress(Progress("choosing β", 0, 1))
     betas = _choose_betas(seen, fusion, told)
     run.on_progress(Progress("choosing β", 1, 1, f"β {betas.fresh_beta:.1f} fresh, {betas.stale_beta:.1f} stale"))
@@ -164,7 +164,7 @@ def _choose_fusion(run: Run, seen: _Seen, repairs: Sequence[calibration.Calibrat
     choices = [between(fresh_alpha, alpha, staleness.predicted) for alpha in STALE_GRID]
     made = [calibration.apply(repair, data) for repair in repairs]
     ranks = [evaluate.ranks_for_alphas(catalogue, moments, each, choices) for each in made]
-    best = int(np.argmax([smoothed(each).max() for each in ranks])) if len(moments) else 0
+    best = int(np.argmax([smoothed_worth(each).max() for each in ranks])) if len(moments) else 0
     stale_alpha = best_alpha(ranks[best], STALE_GRID)
     chosen = STALE_GRID.index(stale_alpha)
     return _Fusion(

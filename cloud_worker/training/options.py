@@ -70,8 +70,8 @@ class CalibratorOptions:
     ``steps`` are batches: short histories make few pairs, and an epoch over them is soon done; of long ones it may be
     less than two. On the validation periods of ML-100K and Beauty 500 are as good as twice as many and better than four
     times. ``final_steps`` follow when the networks have gone on over the validation period; how many was not studied.
-    With each τ of ``taus`` it is trained anew, and the one that ranks best on the validation period is kept; of equal
-    ones the first.
+    With each τ of ``taus`` (within `streams.bundle.TAU_RANGE`) it is trained anew, and the one that ranks best on the
+    validation period is kept; of equal ones the first, which is also the only one of a training in a hurry.
     """
 
     hidden: int = 128

@@ -3,8 +3,8 @@
 1. histories up to the test period; nothing later is read;
 2. on the training period: the SRM and the cloud's sequence network, while another thread encodes texts and asks the
    live index about the past, and then another process trains the SRM of step 4 and the second one; the projector;
-3. the calibrator is distilled on the training period, with several τ;
-   on the validation period: the live formula, the blend, τ, α, β, the heads over the signals, what everything is worth;
+3. on the validation period: the live formula, the blend, τ, α, β, the heads over the signals, what everything is worth;
+   with the blend the calibrator is distilled on the training period, once for each τ;
 4. both networks go on over the validation period, and the calibrator follows them; the projector stays;
 5. save.
 """
@@ -150,7 +150,13 @@ def train_bundle(
 
 @dataclass(frozen=True)
 class _Stage:
-    """What came out of a stage."""
+    """What came out of a stage.
+
+    Attributes
+    ----------
+    repair
+        The calibrator that was chosen, following the stage's networks.
+    """
 
     networks: Networks
     answers: Answers
@@ -236,12 +242,12 @@ def _bench(run: Run, networks: Networks, snapshots: Snapshots, embeddings: Float
 
 def _calibrators(run: Run, bench: Bench, pairs: Pairs) -> list[calibration.Calibrator]:
     """One for each τ: with the same weights at the beginning, and the same batches."""
-    options, made = run.options, []
+    options, data, made = run.options, bench.data(pairs), []
     for tau in options.calibrator.taus:
         run.seed_torch("calibrator")
         repair = calibration.Calibrator(options.d, options.srm.dim, options.calibrator.hidden, tau).to(run.device)
         steps, generator = options.calibrator.steps, run.generator("calibrator")
-        _distil(run, f"calibrator, τ {tau:g}", repair, bench, pairs, steps, generator)
+        _distil(run, f"calibrator, τ {tau:g}", repair, bench, data, steps, generator)
         made.append(repair)
     return made
 
@@ -261,11 +267,11 @@ def _second_stage(run: Run, background: Background, first: _Stage) -> _Stage:
         first.blend,
         lambda done, total: run.on_progress(Progress("fitting again", done, total)),
     )
-    pairs, judged = (pairs_of(snapshots, options.calibrator.largest_gap, judged=each) for each in (False, True))
-    bench = _bench(run, networks, snapshots, embeddings, pairs)
-    repair = copy.deepcopy(first.repair)
+    of_train, of_valid = (pairs_of(snapshots, options.calibrator.largest_gap, judged=each) for each in (False, True))
+    bench = _bench(run, networks, snapshots, embeddings, of_train)
+    repair, data = copy.deepcopy(first.repair), bench.data(of_train + of_valid)
     generator = run.generator("calibrator to the end")
-    _distil(run, "calibrator again", repair, bench, pairs + judged, options.calibrator.final_steps, generator)
+    _distil(run, "calibrator again", repair, bench, data, options.calibrator.final_steps, generator)
     return replace(first, networks=networks, answers=answers, bench=bench, repair=repair)
 
 
@@ -278,7 +284,8 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     head = calibration.Stranger(options.d, options.srm.dim, 2 * options.d).to(run.device)
     generator = run.generator("distilled head")
     train, at = np.flatnonzero(~snapshots.valid), np.flatnonzero(snapshots.judged)
-    _distil(run, "distilled head", head, first.bench, Pairs(train, train), options.calibrator.steps, generator)
+    data = first.bench.data(Pairs(train, train))
+    _distil(run, "distilled head", head, first.bench, data, options.calibrator.steps, generator)
     moments = first.bench.moments(at)
     guessed = calibration.apply(head, first.bench.data(Pairs(at, at)))
     head_alpha = best_alpha(evaluate.ranks_for_alphas(first.bench.catalogue, moments, guessed, GRID))
@@ -291,7 +298,8 @@ def _controls(run: Run, background: Background, first: _Stage, last: _Stage) -> 
     if options.retrain:
         second_to_the_end(run, second)
         every = np.arange(len(snapshots))
-        _distil(run, "head again", head, last.bench, Pairs(every, every), options.calibrator.final_steps, generator)
+        data = last.bench.data(Pairs(every, every))
+        _distil(run, "head again", head, last.bench, data, options.calibrator.final_steps, generator)
     return Controls(second, second_alpha, head, head_alpha)
 
 
@@ -379,14 +387,14 @@ def _distil(
     stage: str,
     repair: calibration.Repair,
     bench: Bench,
-    pairs: Pairs,
+    data: calibration.CalibrationData,
     steps: int,
     generator: np.random.Generator,
 ) -> None:
     """In place."""
     calibration.fit(
         repair,
-        bench.data(pairs),
+        data,
         bench.catalogue.vectors,
         bench.catalogue.bias,
         run.options.calibrator,

@@ -71,7 +71,7 @@ def newest_before(moments: Moments, begin_ms: int, every_ms: int) -> Ints:
 
 
 def added_by(tables: Mapping[int, NeighbourTable], moments: Moments, as_of_ms: Ints, weights: Doubles) -> Added:
-    """β z(τ) at moments.
+    """β z(t) at moments.
 
     Parameters
     ----------
@@ -131,6 +131,6 @@ class Told:
         return ranks_for_weights(catalogue, moments, embeddings, alpha, self.said(moments), weights)
 
     def said(self, moments: Moments) -> Added:
-        """z(τ) at moments of the period, by the newest table that each of them had."""
+        """z(t) at moments of the period, by the newest table that each of them had."""
         as_of_ms = newest_before(moments, self._begin_ms, self._every_ms)
         return added_by(self._tables, moments, as_of_ms, np.ones(len(moments)))

@@ -40,7 +40,7 @@ TINY = TrainOptions(
     sequence=FitOptions(16, 8, 2, 0.1, 16, learning_rate=1e-2, positions=256),
     projector=ProjectorOptions(hidden=32, stand_in_positions=10_000, epochs=3, batch=128, learning_rate=5e-3),
     moments=MomentOptions(train=250, valid=100, encoded_train=120, encoded_valid=60),
-    calibrator=CalibratorOptions(hidden=16, steps=30, final_steps=40),
+    calibrator=CalibratorOptions(hidden=16, steps=30, final_steps=40, taus=(4.0, 1.0)),
     heads=HeadOptions(hidden=4, epochs=5),
 )
 
@@ -151,7 +151,8 @@ def test_going_on_over_the_validation_period_leaves_what_was_chosen_alone(traine
     stopped = load_bundle(tmp_path / "x")
     changed = {n for n in chosen.device if not np.array_equal(chosen.device[n], stopped.device[n])}
     assert {"srm.item_out", "item_vectors", "calibrator.gate.weight", "phi.mean", "phi.scale"} <= changed
-    assert not changed & {"fusion.alpha", "fusion.trends", "staleness.0.weight", "worth.0.weight", "popularity"}
+    of_choice = {"calibrator.tau", "fusion.alpha", "fusion.trends", "staleness.0.weight", "worth.0.weight"}
+    assert not changed & {*of_choice, "popularity"}
     assert chosen.manifest.blend == stopped.manifest.blend
     assert chosen.manifest.live == stopped.manifest.live
 
@@ -161,9 +162,9 @@ def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path
     seen = {}
     distil = training._distil
 
-    def watched(run, stage, repair, bench, pairs, *rest):
+    def watched(run, stage, repair, bench, *rest):
         seen[stage] = bench
-        distil(run, stage, repair, bench, pairs, *rest)
+        distil(run, stage, repair, bench, *rest)
 
     monkeypatch.setattr(training, "_distil", watched)
     train_bundle(*data, HashEncoder(), tmp_path / "x", TINY)
@@ -178,21 +179,27 @@ def test_signals_are_standardised_by_the_networks_that_are_served(data, tmp_path
     assert np.abs(first.phi_mean - last.phi_mean).max() > 0.01
 
 
-def test_the_calibrator_that_ranks_best_on_the_validation_period_is_kept(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("spoilt", "kept"), [((0, 2), 6.0), ((1, 2), 0.5), ((), 0.5)])
+def test_the_calibrator_that_ranks_best_on_the_validation_period_is_kept(spoilt, kept, data, tmp_path, monkeypatch):
+    """Where two of three are spoilt, the other; where none does anything, the first."""
     made = training._calibrators
 
-    def one_is_spoilt(*args):
+    def some_are_spoilt(*args):
         repairs = made(*args)
         with torch.no_grad():
-            repairs[0].mlp[2].bias.normal_(0, 100)
+            for place, each in enumerate(repairs):
+                if place in spoilt:
+                    each.mlp[2].bias.normal_(0, 100)
+                elif not spoilt:
+                    each.gate.bias.fill_(1e9)
         return repairs
 
-    options = dataclasses.replace(TINY, calibrator=dataclasses.replace(TINY.calibrator, taus=(0.5, 6.0)))
-    monkeypatch.setattr(training, "_calibrators", one_is_spoilt)
+    options = dataclasses.replace(TINY, calibrator=dataclasses.replace(TINY.calibrator, taus=(0.5, 6.0, 3.0)))
+    monkeypatch.setattr(training, "_calibrators", some_are_spoilt)
     monkeypatch.setattr(judging, "STALE_GRID", (0.8,))  # or the SRM, good on these data, serves alone
     manifest = train_bundle(*data, HashEncoder(), tmp_path / "x", options)
-    assert manifest.metrics["calibrator.tau"] == 6.0
-    assert load_bundle(tmp_path / "x").device["calibrator.tau"] == [6.0]
+    assert manifest.metrics["calibrator.tau"] == kept
+    assert load_bundle(tmp_path / "x").device["calibrator.tau"] == [kept]
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bundle(trained, data, tmp_path):

@@ -15,7 +15,7 @@ from device_agent.serving import NumpyServing, Pairs, make_serving, told
 from device_agent.signals import SignalWriter, write_age
 from device_agent.state import StateLayout
 from device_agent.step import Wave
-from streams.bundle import PHI, SRM_TENSORS
+from streams.bundle import PHI, SRM_TENSORS, TAU_RANGE
 from streams.errors import BundleError, SettingsError
 from streams.neighbours import NEAR, NeighbourTable
 from tests.device_agent.core_helpers import small_bundle
@@ -35,7 +35,7 @@ RANKINGS = ("candidates", "catalogue")
 def strong_bundle(exclude_seen, candidates_are_few=False, srm="gru4rec"):
     """Weights three times as large as `make_bundle`'s: they use the curved parts. Gathers, or may go dense."""
     bundle = small_bundle(exclude_seen=exclude_seen, n_items=400 if candidates_are_few else N, srm=srm)
-    strong = ("calibrator", "srm.gru", "staleness")
+    strong = ("calibrator.gate", "calibrator.mlp", "srm.gru", "staleness")
     tensors = {name: each * (3 if name.startswith(strong) else 1) for name, each in bundle.device.items()}
     tensors["phi.scale"] = np.linspace(0.5, 2, len(PHI)).astype(np.float32)
     return replace(bundle, device=tensors)
@@ -242,6 +242,20 @@ def test_both_runtimes_serve_the_same(rows, seed, ranking, exclude_seen, few, sh
     assert [(each.shape, each.dtype) for each in got] == [(each.shape, each.dtype) for each in want]
     assert np.abs(got.staleness - want.staleness).max() < TOLERANCE
     assert_same_lists(pairs, theirs.scores(pairs), got, want, TOLERANCE)
+
+
+@pytest.mark.parametrize("tau", [*TAU_RANGE, 0.5, 30.0])
+def test_stale_embeddings_are_let_go_of_alike(tau):
+    """Over all that τ may be, also far beyond the gap at which nothing of the embedding is left."""
+    bundle = strong_bundle(exclude_seen=True)
+    bundle = replace(bundle, device={**bundle.device, "calibrator.tau": np.array([tau], np.float32)})
+    devices = Devices(bundle, 200, seed=0, share_embedded=1, share_unknown=0, share_zero=0)
+    devices.gap = np.random.default_rng(1).choice([0, 1, 2, 30, 299, 300, 301, 10_001, 10**6], devices.gap.shape)
+    graph = build_graph(bundle, ranking="catalogue", candidates=C, list_length=K, item_vectors="float32", trends=False)
+    session = open_session(graph.SerializeToString(), fold=True)
+    (got,) = session.run(["calibrated"], devices.feed(session, "catalogue"))
+    reference = NumpyServing(bundle, ranking="catalogue", list_length=K, item_vectors="float32")
+    assert np.abs(got - reference.calibrated(devices.pairs("catalogue"))).max() < TOLERANCE
 
 
 @settings(deadline=None, max_examples=60)

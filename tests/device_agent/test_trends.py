@@ -90,7 +90,7 @@ def z(scores):
 @pytest.mark.parametrize("runtime", ["numpy", "onnx"])
 @pytest.mark.parametrize("embedded", [False, True])
 def test_it_adds_as_if_both_sides_were_standardised(runtime, embedded):
-    """The list is that of z(served) + β z(τ), by the definition of τ, item by item."""
+    """The list is that of z(served) + β z(t), by the definition of t, item by item."""
     pytest.importorskip("onnxruntime")
     bundle, near = small_bundle(exclude_seen=False), table(0, seed=3)
     serving = make_serving(bundle, runtime, list_length=N, trends=True)

@@ -15,6 +15,7 @@ from streams.bundle import (
     LIVE,
     MANIFEST,
     SRM_TENSORS,
+    TAU_RANGE,
     Items,
     device_tensors,
     load_bundle,
@@ -188,11 +189,18 @@ def test_nan_and_infinity_are_refused(bundle, tmp_path, part, name, value):
         _again(bundle, tmp_path / "broken", **{part: tensors})
 
 
-@pytest.mark.parametrize("tau", [0.0, -1.0, 1001.0])
-def test_a_calibrator_that_never_lets_go_or_divides_by_zero_is_refused(bundle, tmp_path, tau):
+@pytest.mark.parametrize("tau", [0.0, 1e-40, 0.0099, -1.0, 1001.0])
+def test_a_calibrator_that_never_lets_go_or_divides_by_nothing_is_refused(bundle, tmp_path, tau):
     tensors = dict(bundle.device) | {"calibrator.tau": np.array([tau], np.float32)}
-    with pytest.raises(BundleError, match=f"calibrator.tau is {tau:g}, not above 0 and up to 1000"):
+    with pytest.raises(BundleError, match=r"calibrator.tau is .*, not from 0.01 to 1000"):
         _again(bundle, tmp_path / "broken", device=tensors)
+
+
+@pytest.mark.parametrize("tau", TAU_RANGE)
+def test_the_ends_of_what_a_calibrator_may_have_are_taken(bundle, tmp_path, tau):
+    tensors = dict(bundle.device) | {"calibrator.tau": np.array([tau], np.float32)}
+    _again(bundle, tmp_path / "other", device=tensors)
+    assert load_bundle(tmp_path / "other").device["calibrator.tau"] == np.float32(tau)
 
 
 def test_a_wrong_size_along_one_axis_is_refused(bundle, tmp_path):
