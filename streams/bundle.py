@@ -330,7 +330,7 @@ def load_manifest(path: Path) -> Manifest:
         if of != FORMAT:
             raise BundleError(
                 f"bundle {path}: format {of}, this version reads {FORMAT}",
-                remedy="train it anew with `driftline train`, or name another with --bundle",
+                remedy="train it anew with `driftline train`, or name another (--bundle, DRIFTLINE_BUNDLE)",
             )
         return msgspec.json.decode(blob, type=Manifest)
     except OSError as exc:
@@ -348,7 +348,7 @@ class _OfFormat(msgspec.Struct):
 def _unreadable(path: Path, exc: OSError) -> BundleError:
     return BundleError(
         f"bundle {path}: {exc.filename} cannot be read ({exc.strerror})",
-        remedy="make one with `driftline train`, or name another with --bundle",
+        remedy="make one with `driftline train`, or name another (--bundle, DRIFTLINE_BUNDLE)",
     )
 
 

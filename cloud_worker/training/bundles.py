@@ -32,7 +32,7 @@ def check_data(bundle: Manifest, prepared: Prepared) -> None:
         raise BundleError(
             f"bundle {bundle.bundle_id} was trained on other data: on {bundle.dataset} {bundle.dataset_hash[:12]}, "
             f"not on {prepared.manifest.name} {prepared.manifest.hash[:12]}",
-            remedy="name another with --bundle, or none and train one with "
+            remedy="name another (--bundle, DRIFTLINE_BUNDLE), or none and train one with "
             f"`driftline train --dataset {prepared.manifest.name}`",
         )
 

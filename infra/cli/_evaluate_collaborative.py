@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -34,7 +35,7 @@ def collaborative(
     ctx: typer.Context,
     dataset: DatasetOption = None,
     bundle: BundleOption = None,
-    moments: MomentsOption = 2_000,
+    moments: MomentsOption = 5_000,
     gap: Annotated[
         int, typer.Option(min=1, help="Interactions since the embedding was made that who does not ask is served with.")
     ] = 16,
@@ -123,10 +124,11 @@ def collaborative(
         }
 
         def show(console: Console) -> None:
-            console.print(_table(cells[INDEPENDENT], measure.RATIOS, SRM_ONLY))
-            console.print(_differences_table({rule: each for (rule, at), each in over.items() if at == SHOWN_RATIO}))
+            print_whole(console, _table(cells[INDEPENDENT], measure.RATIOS, SRM_ONLY))
+            shown = {rule: each for (rule, at), each in over.items() if at == SHOWN_RATIO}
+            print_whole(console, _differences_table(shown))
             if made is not None:
-                console.print(_trainings_table(cells, trained, measure.RATIOS, measure.PER_DEVICE))
+                print_whole(console, _trainings_table(cells, trained, measure.RATIOS, measure.PER_DEVICE))
 
         run.finish(
             result,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     Evaluation,
@@ -69,9 +70,9 @@ def demo(
         result = {"served": _plain(served), "rows": _rows(found), "over_first": _over_rows(found)}
 
         def show(console: Console) -> None:
-            console.print(_table(found))
+            print_whole(console, _table(found))
             if found.over_first:
-                console.print(_over_table(found))
+                print_whole(console, _over_table(found))
 
         run.finish(result, lambda path: plot_as_served(path, served.manifest.dataset, found.arms), show)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -123,4 +124,4 @@ def _show(
         values = [with_half_width(each[template]) for each in cells.values()]
         less = over.get((template, METRIC))
         table.add_row(template, f"{found.characters[template]:.0f}", *values, "" if less is None else signed(less))
-    console.print(table)
+    print_whole(console, table)

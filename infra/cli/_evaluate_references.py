@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -111,8 +112,8 @@ def references(
         less = {other: each for (other, name), each in over.items() if name == METRIC}
 
         def show(console: Console) -> None:
-            console.print(_table(found, values, over))
-            console.print(_trials_table(tuned[0]))
+            print_whole(console, _table(found, values, over))
+            print_whole(console, _trials_table(tuned[0]))
 
         plot = partial(
             plot_paired,

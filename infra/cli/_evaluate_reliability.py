@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -34,7 +35,7 @@ def reliability(
     ctx: typer.Context,
     dataset: DatasetOption = None,
     bundle: BundleOption = None,
-    moments: MomentsOption = 2_000,
+    moments: MomentsOption = 5_000,
     gaps: Annotated[
         str, typer.Option(metavar="G,G,…", help="Each moment is paired with each of these gaps that it bears.")
     ] = "0,1,2,4,8,16,32",
@@ -114,10 +115,10 @@ def reliability(
         }
 
         def show(console: Console) -> None:
-            console.print(_quality_table(qualities))
+            print_whole(console, _quality_table(qualities))
             for label, bins in diagrams.items():
-                console.print(_diagram_table(label, bins))
-            console.print(_decisions_table(decisions))
+                print_whole(console, _diagram_table(label, bins))
+            print_whole(console, _decisions_table(decisions))
 
         run.finish(
             result,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -72,9 +73,9 @@ def runtime(
         }
 
         def show(console: Console) -> None:
-            console.print(_parity_table(parity))
-            console.print(_timing_table(timings))
-            console.print(_eight_table(eight))
+            print_whole(console, _parity_table(parity))
+            print_whole(console, _timing_table(timings))
+            print_whole(console, _eight_table(eight))
 
         run.finish(result, lambda path: plot_runtime(path, period.bundle.manifest.dataset, timings), show)
 

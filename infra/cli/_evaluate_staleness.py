@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -85,11 +86,11 @@ def staleness(
 
         def show(console: Console) -> None:
             for name in measure.METRICS:
-                console.print(_table(name, columns, cells[name]))
+                print_whole(console, _table(name, columns, cells[name]))
             found = {gap: share for gap, name, share in shares if name == METRIC}
-            console.print(_differences_table(columns, differences, found))
+            print_whole(console, _differences_table(columns, differences, found))
             if repeated:
-                console.print(_repeated_table(columns, repeated))
+                print_whole(console, _repeated_table(columns, repeated))
 
         run.finish(
             result, lambda path: plot_staleness(path, period.bundle.manifest.dataset, columns, cells[METRIC]), show

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli._console import print_whole
 from infra.cli._evaluate import (
     BundleOption,
     DatasetOption,
@@ -39,7 +40,7 @@ def trends(
     ctx: typer.Context,
     dataset: DatasetOption = None,
     bundle: BundleOption = None,
-    moments: MomentsOption = 1_200,
+    moments: MomentsOption = 5_000,
     gaps: Annotated[str, typer.Option(metavar="N,…", help="Interactions since the embedding was made.")] = "1,4,16",
     every_hours: Annotated[
         float | None,
@@ -145,7 +146,7 @@ def _show(
     for added, found_by in refreshed.items():
         by_share.add_row(added.removeprefix(" + ") or "nothing", *map(with_half_width, found_by.values()))
     for table in (by_gap, less, by_share):
-        console.print(table)
+        print_whole(console, table)
 
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli._console import table_console
+from infra.cli._console import print_whole, table_console
 from infra.cli._context import CliContext
 from infra.cli._evaluate import columns_of, short, signed, with_half_width
 
@@ -105,7 +105,7 @@ def _report(found: Judgement, meta: dict[str, Any], *, as_json: bool) -> None:
             row += [with_half_width(value)] + ([] if training == INDEPENDENT else [signed(difference)])
         table.add_row(*row)
     console = table_console()
-    console.print(table)
+    print_whole(console, table)
     for line in (
         f"{meta['moments']} moments of {meta['users']} users, lists 0 to 7 interactions old; no SRM was "
         "trained on the period; the bundle's cloud was, so its lists are a little too good, for all alike",

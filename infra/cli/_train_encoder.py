@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from infra.cli._console import table_console
+from infra.cli._console import print_whole, table_console
 from infra.cli._context import CliContext
 
 TEXTS: Final = 96
@@ -123,7 +123,7 @@ def _report(rows: list[dict[str, Any]], meta: dict[str, Any], *, as_json: bool) 
     for row in rows:
         table.add_row(row["model"], *(format(row[column], spec) for column, spec in shown.items()))
     console = table_console()
-    console.print(table)
+    print_whole(console, table)
     console.print(
         f"speed: {meta['timed_texts']} profiles of {meta['tokens_a_text']:.0f} tokens, median of {meta['rounds']} "
         f"rounds in turns; cosine to torch float32: {meta['compared_texts']} profiles and items",

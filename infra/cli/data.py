@@ -15,7 +15,7 @@ from infra.cli._console import table_console
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
-    from streams.datasets import Manifest
+    from streams.datasets import Manifest, Prepared
 
 app = typer.Typer(help="List, prepare and import datasets.", no_args_is_help=True)
 
@@ -145,6 +145,9 @@ def import_command(
     prepared = prepare_dataset(dataset, sources_of(settings), settings.home)
     if before is not None and before.hash != prepared.manifest.hash:
         typer.echo(f"note: it replaces the {name} of {before.events:,} events that was there", err=True)
+    if items is not None and (untitled := _taken_without_title(prepared)):
+        note = f"note: {untitled:,} items that were taken have no title in {items.name}; does it have the same ids?"
+        typer.echo(note, err=True)
     if prepared.manifest.end_ms < YEAR_MS:
         typer.echo("note: all of it happened in 1970; was --time-unit meant to be another?", err=True)
     _show(prepared.manifest, prepared.path, json=json)
@@ -183,6 +186,12 @@ def _show(manifest: Manifest, path: Path, *, json: bool) -> None:
         ("prepared", f"{manifest.created} in {path}"),
     ]
     _table([{"key": key, "value": value} for key, value in rows], ("key", "value"), header=False)
+
+
+def _taken_without_title(prepared: Prepared) -> int:
+    """Items that go by their id, where somebody took them."""
+    taken = prepared.items.join(prepared.events, on="item_id", how="semi")
+    return int((taken["title"] == taken["item_id"]).sum())
 
 
 def _date(time_ms: int) -> str:

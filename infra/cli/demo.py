@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli._console import table_console
+from infra.cli._console import print_whole, table_console
 from infra.cli._context import CliContext
 from infra.cli._options import ExperimentOption
 
@@ -56,7 +56,7 @@ def demo(
         result = run_demo(settings, options, shown)
     report = result.report
     out = shown if json else table_console()
-    out.print(render_table(report))
+    print_whole(out, render_table(report))
     for line in summary_lines(report) + result.notes:
         out.print(line, highlight=False, markup=False)
     if json:

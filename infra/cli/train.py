@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli._console import table_console
+from infra.cli._console import print_whole, table_console
 from infra.cli._context import CliContext
 from infra.cli._train_collaborative import train_collaborative
 from infra.cli._train_encoder import train_encoder
@@ -51,7 +51,11 @@ def train(
         str, typer.Option(metavar="A,B,C", help="Training, validation and test period, by time; scaled to sum to 1.")
     ] = "0.8,0.1,0.1",
     quick: Annotated[
-        bool, typer.Option("--quick", help="A third of the work, no controls: what the demo trains the first time.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A third of the work, no controls: as the demo trains, whose test period is the last fifth.",
+        ),
     ] = False,
     srm: Annotated[Srm, typer.Option(help="The device's small model; SASRec costs a device more.")] = Srm.gru4rec,
     retrain: Annotated[bool, typer.Option(help="Let both networks go on over the validation period.")] = True,
@@ -157,7 +161,7 @@ def _report(manifest: Manifest, path: Path, *, found: bool, as_json: bool) -> No
     for row in rows:
         table.add_row(row["model"], *(f"{row[c]:.4f}" for c in ("ndcg@10", "hr@10", "mrr")))
     console = table_console()
-    console.print(table)
+    print_whole(console, table)
     console.print("  ".join(f"{key} {value:.3g}" for key, value in others.items()), highlight=False)
     console.print(
         f"{'found' if found else 'made'} bundle {manifest.bundle_id} in {path}", highlight=False, soft_wrap=True

@@ -37,7 +37,7 @@ def require(frame: pl.DataFrame, columns: Sequence[str], where: str) -> None:
         if column not in frame.columns:
             raise DatasetError(
                 f"{where} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}",
-                remedy="name the columns with --map user=…,item=…,time=…",
+                remedy="name the columns that it has with --map, as in user=…,item=…,time=… or id=…,title=…",
             )
     if frame.is_empty():
         raise DatasetError(f"{where} holds no rows")

@@ -41,16 +41,25 @@ def parse_map(text: str) -> dict[str, str]:
     Raises
     ------
     DatasetError
-        It is not of this form, or names a role that does not exist.
+        It is not of this form, names a role that does not exist or one twice, or gives one column to two of user, item
+        and time.
     """
     mapping: dict[str, str] = {}
+    roles = f"the roles are {', '.join(USUAL)}"
     for part in filter(None, text.split(",")):
         role, equals, column = (each.strip() for each in part.partition("="))
-        if role not in USUAL or not equals or not column:
-            raise DatasetError(
-                f"column mapping {part!r} is not ROLE=COLUMN", remedy=f"the roles are {', '.join(USUAL)}"
-            )
+        if not equals or not column:
+            raise DatasetError(f"column mapping {part!r} is not ROLE=COLUMN", remedy=roles)
+        if role not in USUAL:
+            raise DatasetError(f"column mapping {part!r}: there is no role {role!r}", remedy=roles)
+        if role in mapping:
+            raise DatasetError(f"column mapping: {role} is given twice", remedy="give each role one column")
         mapping[role] = column
+    of_events = [mapping[role] for role in ("user", "item", "time") if role in mapping]
+    if len(set(of_events)) < len(of_events):
+        raise DatasetError(
+            "column mapping: one column is two of user, item and time", remedy="give each role a column of its own"
+        )
     return mapping
 
 
@@ -83,6 +92,11 @@ class Tabular:
 
     def load(self, sources: Sources) -> RawData:  # noqa: ARG002 - it knows its files
         """Read the tables."""
+        if self.items is None and "id" in self.mapping:
+            raise DatasetError(
+                f"dataset {self.name}: id is a column of an items file, and there is none",
+                remedy="name the file with --items, or map item alone",
+            )
         table, where = read_table(self.events, self.format), str(self.events)
         roles = {role: self._column(table, role, where) for role in ("user", "item", "time")}
         events = pl.DataFrame(

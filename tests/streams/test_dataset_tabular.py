@@ -91,10 +91,30 @@ def test_a_mapped_column_that_is_missing_is_named(tmp_path: Path) -> None:
         Tabular("t", path, mapping={"time": "when"}).load(Sources())
 
 
-@pytest.mark.parametrize("text", ["user", "user=", "=x", "colour=red"])
-def test_a_mapping_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(DatasetError, match="not ROLE=COLUMN"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("user", "not ROLE=COLUMN"),
+        ("user=", "not ROLE=COLUMN"),
+        ("=x", "no role ''"),
+        ("colour=red", "no role 'colour'"),
+        ("user=a,item=b,user=c", "user is given twice"),
+        ("user=a,item=a", "one column is two of user, item and time"),
+    ],
+)
+def test_a_mapping_that_is_none_is_refused(text: str, why: str) -> None:
+    with pytest.raises(DatasetError, match=why):
         parse_map(text)
+
+
+def test_one_column_may_be_the_item_of_the_events_and_the_id_of_the_items() -> None:
+    assert parse_map("item=sku,id=sku") == {"item": "sku", "id": "sku"}
+
+
+def test_a_column_of_an_items_file_that_was_not_named_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "e.csv", f"user_id,item_id,timestamp\na,x,{NOON}\n")
+    with pytest.raises(DatasetError, match="id is a column of an items file, and there is none"):
+        Tabular("t", path, mapping={"id": "item_id"}).load(Sources())
 
 
 @pytest.mark.parametrize("text", ["", "user_id,item_id,timestamp\n"])
