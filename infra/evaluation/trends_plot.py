@@ -45,11 +45,10 @@ def plot_trends(
         for added, by_share in refreshed.items():
             shares = [100 * share for share in by_share]
             found = list(by_share.values())
-            axes[1].plot(shares, [each.mean for each in found], color=COLOURS[CALIBRATED], ls=LINES[added], marker="o")
-            axes[1].fill_between(
-                shares, [e.low for e in found], [e.high for e in found], color=COLOURS[CALIBRATED], alpha=0.08
-            )
+            colour, label = COLOURS[CALIBRATED], f"{CALIBRATED}{added}"
+            axes[1].plot(shares, [e.mean for e in found], color=colour, ls=LINES[added], marker="o", label=label)
+            axes[1].fill_between(shares, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.08)
         axes[1].set(title=f"by refreshes, handed out by w, gap {gap}", xlabel="% of moments refreshed")
         for axis in axes:
             axis.set_ylim(bottom=0)
-        axes[0].legend(fontsize=7, loc="lower left")
+            axis.legend(fontsize=7, loc="lower left")
