@@ -32,5 +32,6 @@ def print_whole(console: Console, table: Table) -> None:
     console.width = needed
     console.print(table)
     console.width = width
-    hint = f"(the table is {needed} columns wide and the terminal {width}; --json prints it as one object)"
-    console.print(hint, highlight=False, markup=False, soft_wrap=True)
+    if console.is_terminal:
+        hint = f"(the table is {needed} columns wide and the terminal {width}; --json prints it as one object)"
+        console.print(hint, highlight=False, markup=False, soft_wrap=True)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PACKAGE: Final = "cornac"
 METRIC: Final = "ndcg@10"
+_TEXT_WIDTH: Final = 40
+"""Columns that settings are folded to: only figures have to stay on one line."""
 
 
 def references(
@@ -187,7 +189,7 @@ def _table(found: Comparison, cells: dict[str, dict[str, Cell]], over: dict[tupl
         table.add_column(name.upper(), justify="right", no_wrap=True)
     table.add_column(f"SRM less it,\n{METRIC.upper()}", justify="right", no_wrap=True)
     table.add_column("training", justify="right", no_wrap=True)
-    table.add_column("settings")
+    table.add_column("settings", max_width=_TEXT_WIDTH)
     for method in found.methods:
         values = [with_half_width(values[method.name].value) for values in cells.values()]
         less = over.get((method.name, METRIC))
@@ -200,7 +202,7 @@ def _trials_table(tuned: Tuned[Any]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{tuned.trained.name} on the validation period")
-    table.add_column("candidate")
+    table.add_column("candidate", max_width=_TEXT_WIDTH)
     table.add_column("best epoch", justify="right")
     table.add_column(METRIC.upper(), justify="right")
     for trial in tuned.trials:

@@ -161,10 +161,10 @@ def render_table(report: Report) -> Table:
     """One row an arm; the difference column is against the first one."""
     first = report.arms[0].arm if report.arms else ""
     table = Table(title=f"{report.dataset}: {report.events:,} events of {report.devices:,} devices", title_style="bold")
-    table.add_column("arm", min_width=7)
+    table.add_column("arm")
     for heading in ("events", "refreshes", "rate", "NDCG@10", "HR@10", "MRR", "embedded", "gap", "age"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"Δ NDCG@10 to {first} [95 %]", justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
+    table.add_column(f"Δ NDCG@10 to {first} [95 %]", justify="right")
     for arm in report.arms:
         table.add_row(
             arm.arm,
